@@ -1,0 +1,184 @@
+"""Settings of the jobs: the sections beside those that serving reads, and the flags every job has."""
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import yaml
+from pydantic import Field
+
+from serve.settings import ConfigError, Section, Settings, parse, read_yaml
+
+
+class FeedConfig(Section):
+    """The catalog feed and how its columns are called."""
+
+    uri: str = Field("", description="file, folder or URI; set it with --set feed.uri=PATH")
+    format: Literal["auto", "jsonl", "csv", "parquet", "delta"] = "auto"
+    columns: dict[str, str] = Field({}, description="ours: theirs, where names differ")
+    defaults: dict[str, Any] = Field({}, description="values of columns that the feed leaves out")
+    where: dict[str, str] = Field({}, description="theirs: value; only such rows belong to the feed")
+    max_reject_frac: float = Field(0.05, ge=0, le=1)
+    schemes: tuple[str, ...] = ("file", "https", "s3", "gs")
+
+
+class SparkConfig(Section):
+    """The Spark session."""
+
+    master: str = "local[2]"
+    driver_memory: str = "2g"
+    shuffle_partitions: int = Field(4, ge=1)
+    jars_folder: Path | None = Field(None, description="folder with Delta's jars; none = Maven Central at first start")
+    settings: dict[str, str] = {}
+
+
+class RayConfig(Section):
+    """The Ray cluster: none = one started for this run."""
+
+    address: str | None = None
+    num_cpus: int | None = Field(None, ge=1)
+    object_store_bytes: int | None = Field(None, ge=80_000_000)
+
+
+class EmbedConfig(Section):
+    """Actor pools of embed_images."""
+
+    decode_actors: int = Field(1, ge=1)
+    decode_cpus: float = Field(0.5, gt=0)
+    embed_actors: int = Field(1, ge=1)
+    embed_cpus: float = Field(1.0, gt=0)
+    embed_gpus: float = Field(0.0, ge=0)
+    batch_size: int = Field(32, ge=1)
+    block_rows: int = Field(64, ge=1, description="images a block: what a kill may cost")
+    fetch_threads: int = Field(8, ge=1)
+    fetch_timeout_s: float = Field(20.0, gt=0)
+    max_restarts: int = Field(3, ge=0, description="of one actor; a crash must not loop")
+
+
+class DuplicatesConfig(Section):
+    """Near-duplicate groups."""
+
+    max_distance: int = Field(31, ge=0, le=31, description="of 256 bits; pairs up to here are found, all of them")
+
+
+class EvaluateConfig(Section):
+    """Queries with known answers, and the floors of the gate."""
+
+    num_queries: int = Field(500, ge=1, description="index against exact search: sampled crops")
+    min_recall_at_10: float = Field(0.9, ge=0, le=1, description="index against exact search; below: not published")
+    queries: Path | None = Field(None, description="JSONL with path and product_id (or product_ids) of photos")
+    queries_where: dict[str, str] = Field({}, description="column: value; only such rows are queries")
+    max_queries: int = Field(300, ge=1)
+    seed: int = 17
+
+
+class PublishConfig(Section):
+    """Registry and retention."""
+
+    keep: int = Field(5, ge=2, description="releases kept besides champion and previous")
+
+
+class RenderConfig(Section):
+    """The generated catalog."""
+
+    folder: Path = Path("store/rendered")
+    num_products: int = Field(240, ge=8)
+    num_scenes: int = Field(60, ge=0)
+    image_px: int = Field(320, ge=64, le=1024)
+    scene_px: int = Field(480, ge=128, le=2048)
+    seed: int = 7
+
+
+class TrainEncoderConfig(Section):
+    """Metric learning on the catalog."""
+
+    arch: str = "mobilenet_v3_small"
+    embedding_dim: int = Field(128, ge=8)
+    size_px: int = Field(128, ge=32)
+    num_products: int = Field(1500, ge=8)
+    epochs: int = Field(12, ge=1)
+    batch_products: int = Field(16, ge=2, description="P of P x K sampling")
+    batch_images: int = Field(4, ge=2, description="K of P x K sampling")
+    learning_rate: float = Field(2e-3, gt=0)
+    threads: int = Field(2, ge=1)
+    use_gpu: bool = False
+    seed: int = 11
+    folder: Path = Path("store/training/encoder")
+
+
+class TrainDetectorConfig(Section):
+    """A class-agnostic item detector on scenes."""
+
+    arch: str = "ssdlite320_mobilenet_v3_large"
+    num_scenes: int = Field(3000, ge=8)
+    epochs: int = Field(8, ge=1)
+    batch_size: int = Field(16, ge=1)
+    learning_rate: float = Field(2e-3, gt=0)
+    threads: int = Field(2, ge=1)
+    use_gpu: bool = False
+    seed: int = 13
+    folder: Path = Path("store/training/detector")
+
+
+class DemoConfig(Section):
+    """`make demo`."""
+
+    folder: Path = Path("store/demo")
+    port: int = Field(8321, ge=1, le=65535)
+
+
+class Config(Settings):
+    """Everything the jobs read."""
+
+    feed: FeedConfig = FeedConfig()
+    spark: SparkConfig = SparkConfig()
+    ray: RayConfig = RayConfig()
+    embed: EmbedConfig = EmbedConfig()
+    duplicates: DuplicatesConfig = DuplicatesConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    publish: PublishConfig = PublishConfig()
+    render: RenderConfig = RenderConfig()
+    train_encoder: TrainEncoderConfig = TrainEncoderConfig()
+    train_detector: TrainDetectorConfig = TrainDetectorConfig()
+    demo: DemoConfig = DemoConfig()
+
+    @classmethod
+    def load(cls, path: Path, overrides: list[str] | None = None) -> Self:
+        """Read the YAML at `path`, apply `a.b=c` overrides, check. Raises ConfigError."""
+        return parse(cls, read_yaml(path, overrides), path)
+
+
+class JobError(RuntimeError):
+    """A job that cannot finish, in one line: what was given, what is allowed, what to do.
+
+    `exit_code` is the process's: 1 in general, 3 where a gate refused.
+    """
+
+    def __init__(self, message: str, exit_code: int = 1) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+def run_job(doc: str, run: Callable[..., object], *, flags: dict[str, str] | None = None) -> None:
+    """The `main` of every job: `--conf`, `--set`, `--print-config` and the job's own on/off `flags` (name: help).
+
+    Calls `run(config, **flags)`. A JobError or ConfigError ends the process with one line and its exit code.
+    """
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--conf", type=Path, required=True, metavar="FILE", help="settings, such as conf/local.yaml")
+    parser.add_argument("--set", action="append", default=[], metavar="a.b=c", help="overrides one setting; repeatable")
+    parser.add_argument("--print-config", action="store_true", help="prints the settings as they are read, and ends")
+    for name, text in (flags or {}).items():
+        parser.add_argument(f"--{name.replace('_', '-')}", action="store_true", help=text)
+    args = parser.parse_args()
+    try:
+        config = Config.load(args.conf, args.set)
+        if args.print_config:
+            sys.stdout.write(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+            return
+        run(config, **{name: getattr(args, name) for name in flags or {}})
+    except (JobError, ConfigError) as error:
+        sys.stderr.write(f"error: {error}\n")
+        sys.exit(error.exit_code if isinstance(error, JobError) else 2)

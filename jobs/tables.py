@@ -1,0 +1,82 @@
+"""The Delta tables: one name, one schema, one writer engine each.
+
+Spark writes listings, rejects, products, images and duplicates; delta-rs (`deltalake`) writes features and
+fetches from the Ray job, each in one idempotent commit. No deletion vectors, no column mapping: Ray reads them.
+Tables hold URIs and hashes, never pixels.
+"""
+
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+# Spark DDL. A listing is one raw row of the feed as it came; listing_id = SHA-256 of that row.
+LISTINGS = "listing_id STRING NOT NULL, product_id STRING, raw STRING NOT NULL"
+
+# Bad rows: why, and the row itself. `detail` names column and value.
+REJECTS = "listing_id STRING NOT NULL, product_id STRING, reason STRING NOT NULL, detail STRING, raw STRING NOT NULL"
+
+# One curated row a product. `category` is a path such as apparel/shoes/boots; `group_id` joins the variants of a style.
+PRODUCTS = (
+    "product_id STRING NOT NULL, title STRING NOT NULL, description STRING, category STRING, price DOUBLE, currency STRING, "
+    "available BOOLEAN NOT NULL, stock INT, gender STRING, brand STRING, color STRING, group_id STRING, popularity DOUBLE, "
+    "updated_at TIMESTAMP, row_hash STRING NOT NULL"
+)
+
+# Which photos a product has: absolute URI (file://, s3://, gs://, https://), in the order of the feed.
+IMAGES = "product_id STRING NOT NULL, position INT NOT NULL, image_uri STRING NOT NULL"
+
+# Near-duplicate groups: every image with at least one neighbour. group_id = smallest image_id of the group.
+DUPLICATES = "image_id STRING NOT NULL, group_id STRING NOT NULL, group_size INT NOT NULL, nearest_distance INT NOT NULL"
+
+# One row per image_uri x bundle: what became of it. status: embedded (its features are stored under image_id; equal
+# bytes under two URIs share one image_id and are embedded once) or rejected (with reason and detail, image_id may be null).
+FETCHES = pa.schema(
+    [
+        pa.field("image_uri", pa.string(), nullable=False),
+        pa.field("bundle_digest", pa.string(), nullable=False),
+        pa.field("image_id", pa.string()),
+        pa.field("status", pa.string(), nullable=False),
+        pa.field("reason", pa.string()),
+        pa.field("detail", pa.string()),
+        pa.field("num_bytes", pa.int64()),
+        pa.field("run_id", pa.string(), nullable=False),
+    ]
+)
+
+# One row per image x bundle x crop; crop 0 is the whole image and alone carries the fingerprint.
+FEATURES = pa.schema(
+    [
+        pa.field("image_id", pa.string(), nullable=False),
+        pa.field("bundle_digest", pa.string(), nullable=False),
+        pa.field("crop", pa.int32(), nullable=False),
+        pa.field("x0", pa.float32(), nullable=False),  # box in pixels of the upright image
+        pa.field("y0", pa.float32(), nullable=False),
+        pa.field("x1", pa.float32(), nullable=False),
+        pa.field("y1", pa.float32(), nullable=False),
+        pa.field("width", pa.int32(), nullable=False),  # of the upright image
+        pa.field("height", pa.int32(), nullable=False),
+        pa.field("label", pa.string()),  # of the detector
+        pa.field("score", pa.float32(), nullable=False),  # of the detector; 1 for crop 0
+        pa.field("category", pa.string()),  # predicted by the bundle's head; null without one
+        pa.field("category_prob", pa.float32()),
+        pa.field("embedding", pa.binary(), nullable=False),  # fp16 little-endian, unit length, 2 * dim bytes
+        pa.field("hash", pa.binary()),  # 32 bytes
+        pa.field("hash_quality", pa.float32()),
+        pa.field("colour", pa.binary()),  # 48 bytes
+    ]
+)
+
+# Rows of a product, in Arrow, as the Python side reads them.
+TABLE_NAMES = ("listings", "rejects", "products", "images", "duplicates", "fetches", "features")
+
+
+@dataclass(frozen=True)
+class Tables:
+    """Paths of the tables under one folder or URI."""
+
+    root: str
+
+    def path(self, name: str) -> str:
+        """URI of table `name`; local folders stay plain paths."""
+        assert name in TABLE_NAMES, name
+        return f"{self.root.rstrip('/')}/{name}"

@@ -1,0 +1,89 @@
+"""What a bundle is made of, as settings: light to import, no framework behind it."""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Spec(BaseModel):
+    """A frozen piece of configuration; unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DecodeLimits(Spec):
+    """What an image may cost before it is decoded."""
+
+    max_bytes: int = Field(20_000_000, ge=1_000)
+    max_pixels: int = Field(40_000_000, ge=1_000)
+    min_side_px: int = Field(16, ge=1)
+    max_side_px: int = Field(12_000, ge=16)
+    max_aspect: float = Field(50.0, ge=1.0)
+    max_metadata_bytes: int = Field(65_536, ge=0)
+    timeout_s: float = Field(2.0, gt=0, description="wall clock of one decode in the guarded process")
+    max_memory_bytes: int = Field(2_000_000_000, ge=100_000_000, description="RLIMIT_AS of the guarded process")
+
+
+class HashConfig(Spec):
+    """Targets of the hash stage. Its thresholds are calibrated when a release is built, never set by hand."""
+
+    max_distance: int = Field(31, ge=0, le=64, description="Hamming radius that is looked up, of 256 bits")
+    target_false_accept: float = Field(0.001, gt=0, lt=1, description="share of foreign photos answered as exact")
+
+
+class Preprocess(Spec):
+    """From an RGB crop to the network's input. Travels with the bundle."""
+
+    size_px: int = Field(224, ge=16, le=2048, description="side of the square input")
+    resize: Literal["shorter_side_crop", "squash", "pad"] = "shorter_side_crop"
+    resize_px: int | None = Field(None, description="shorter side before the centre crop; none = size_px * 8 / 7")
+    pad_value: int = Field(255, ge=0, le=255)
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    scale: float = Field(1 / 255, gt=0, description="pixels are multiplied by this before mean and std")
+    channels: Literal["rgb", "bgr"] = "rgb"
+
+
+class DetectorConfig(Spec):
+    """A detector by name. `none` searches the whole photo only."""
+
+    kind: Literal["none", "torchvision", "onnx_yolox"] = "none"
+    arch: str | None = Field(None, description="torchvision: ssdlite320_mobilenet_v3_large, fasterrcnn_resnet50_fpn, ...")
+    weights: Path | Literal["download"] | None = Field(None, description="file, or the library's own download")
+    labels: tuple[str, ...] | Path | None = Field(None, description="names in output order, or a file of them, one a line")
+    keep_labels: tuple[str, ...] | None = Field(None, description="labels that count as items; none = all")
+    min_score: float = Field(0.3, ge=0, le=1)
+    nms_iou: float = Field(0.45, ge=0, le=1)
+    max_items: int = Field(8, ge=0, le=100, description="most crops beside the whole image")
+    min_side_frac: float = Field(0.05, ge=0, le=1, description="smaller boxes are dropped")
+    pad_frac: float = Field(0.05, ge=0, le=1, description="context added around a box before it is cropped")
+    preprocess: Preprocess | None = Field(None, description="none = what the architecture was trained with")
+
+
+class EncoderConfig(Spec):
+    """An encoder by name."""
+
+    kind: Literal["torchvision", "open_clip"]
+    arch: str = Field(description="torchvision: mobilenet_v2, resnet50, vit_b_16, ...; open_clip: ViT-B-32, ...")
+    weights: str | None = Field(None, description="file, or a tag of the library's own download ('download' = default)")
+    embedding_dim: int | None = Field(None, ge=8, description="of the projection; none = the penultimate layer as it is")
+    tf_same_padding: bool = Field(False, description="stride-2 convolutions pad right and bottom, as TensorFlow does")
+    labels: tuple[str, ...] = Field((), description="categories of the head, in output order; () = no head")
+    preprocess: Preprocess = Preprocess()
+
+
+class BundleConfig(Spec):
+    """Which bundle: a folder that holds one, or its parts named here."""
+
+    path: str | None = Field(None, description="folder with bundle.json, or models:/NAME@ALIAS in MLflow")
+    name: str | None = Field(None, description="of a bundle assembled from the parts below")
+    detector: DetectorConfig = DetectorConfig()
+    encoder: EncoderConfig | None = None
+
+
+class RuntimeConfig(Spec):
+    """What the networks run on. A device that is asked for and is not there is an error."""
+
+    device: str = Field("cpu", pattern=r"^(cpu|cuda(:\d+)?)$")
+    threads: int = Field(1, ge=1, description="CPU threads of one network run")
