@@ -1,0 +1,41 @@
+# make demo: the whole path once, on a generated catalog.   make test: the tests.   make serve: the endpoint and the page.
+CONF ?= conf/local.yaml
+PY = .venv/bin/python
+
+.PHONY: help setup demo test serve check bench bundle clean
+
+help:
+	@echo "make demo    sets everything up, builds an index of a generated catalog, searches it over HTTP, writes a report"
+	@echo "make serve   the search endpoint and page of the champion release, in the foreground   (CONF=$(CONF))"
+	@echo "make test    sets everything up and runs the tests"
+	@echo "make check   ruff, mypy, import rules, tests"
+	@echo "make bench   the benchmarks; figures are kept as JSON in tests/bench/results"
+	@echo "make bundle  trains the shipped bundle again (about an hour on 2 cores)"
+	@echo "make clean   removes what the demo made (store/)"
+
+setup:
+	@./setup.sh
+
+demo: setup
+	@$(PY) -m jobs.run_demo --conf $(CONF)
+
+serve: setup
+	@$(PY) -m serve --conf $(CONF)
+
+test: setup
+	@./setup.sh --browser
+	@$(PY) -m pytest
+
+check: setup
+	@./setup.sh --browser
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+	.venv/bin/lint-imports
+	$(PY) -m pytest
+
+bench: setup
+	@for bench in tests/bench/bench_*.py; do $(PY) -m tests.bench.$$(basename $$bench .py) --conf $(CONF) || exit 1; done
+
+clean:
+	rm -rf store
