@@ -8,6 +8,7 @@ Tables hold URIs and hashes, never pixels.
 from dataclasses import dataclass
 
 import pyarrow as pa
+from deltalake import DeltaTable
 
 # Spark DDL. A listing is one raw row of the feed as it came; listing_id = SHA-256 of that row.
 LISTINGS = "listing_id STRING NOT NULL, product_id STRING, raw STRING NOT NULL"
@@ -80,3 +81,20 @@ class Tables:
         """URI of table `name`; local folders stay plain paths."""
         assert name in TABLE_NAMES, name
         return f"{self.root.rstrip('/')}/{name}"
+
+
+def table_version(tables: Tables, name: str) -> int | None:
+    """Newest version of table `name`; None where it was never written.
+
+    Object stores are reached with the credentials of the environment (AWS_*, GOOGLE_*), as delta-rs reads them.
+    """
+    path = tables.path(name)
+    return DeltaTable(path).version() if DeltaTable.is_deltatable(path) else None
+
+
+def read_table(tables: Tables, name: str, columns: list[str] | None = None, version: int | None = None) -> pa.Table:
+    """Rows of table `name` at exactly `version` (none = the newest); `columns` picks some, in that order.
+
+    Raises TableNotFoundError where there is none, DeltaError where the version is gone (both deltalake.exceptions).
+    """
+    return DeltaTable(tables.path(name), version=version).to_pyarrow_table(columns=columns)
