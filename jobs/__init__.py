@@ -1,0 +1,14 @@
+"""The jobs, and the path of the data, table by table.
+
+    feed (JSONL, CSV, Parquet, Delta)
+      curate_catalog    Spark     feed                       -> listings, rejects, products, images
+      embed_images      Ray Data  images                     -> fetches, features
+      group_duplicates  Spark     features                   -> duplicates
+      train_index       Ray       products, images, features -> templates, plan of the release
+      build_shards      Ray       plan, features             -> shards of the release
+      evaluate_index    FAISS     shards, queries            -> nprobe, hash thresholds, recall: the gate
+      publish_release   MLflow    all of it                  -> manifest (last), champion
+
+`nightly` runs them in that order. `evaluate_search` asks a running endpoint questions with known answers.
+`render_catalog`, `train_encoder`, `train_detector` make the generated catalog and the bundle trained on it.
+"""

@@ -1,0 +1,54 @@
+"""Parts that are slow to start, once a session: Spark with Delta, Ray; and where the development photos lie."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="session")
+def spark() -> Iterator[object]:
+    """One local Spark session with Delta."""
+    from jobs.config import SparkConfig
+    from jobs.spark.session import spark_session
+
+    session = spark_session(SparkConfig(master="local[2]", shuffle_partitions=2), "tests")
+    yield session
+    session.stop()
+
+
+@pytest.fixture(scope="session")
+def ray_local() -> Iterator[None]:
+    """One local Ray with two CPUs."""
+    from jobs.config import RayConfig
+    from jobs.raydata.session import start_ray, stop_ray
+
+    start_ray(RayConfig(num_cpus=2))
+    yield
+    stop_ray()
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The development photos beside the project (or VS_SHARED_DATA); tests that need them skip without."""
+    folder = Path(os.environ.get("VS_SHARED_DATA", ROOT.parent / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip("the development photos are not beside the project; name them with VS_SHARED_DATA")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def shared_weights(shared_data: Path) -> Path:
+    """The small public networks beside the development photos."""
+    folder = shared_data.parent / "weights"
+    if not folder.is_dir():
+        pytest.skip("the public weights are not beside the development photos")
+    return folder
