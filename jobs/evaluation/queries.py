@@ -1,0 +1,47 @@
+"""Photos with known answers: what recall of the whole search is measured on."""
+
+import json
+import random
+from dataclasses import dataclass
+from pathlib import Path
+
+from jobs.config import JobError
+
+
+@dataclass(frozen=True)
+class Query:
+    """One photo and the products that are in it.
+
+    `boxes_N4` are pixels (x0, y0, x1, y1) of the upright photo, one per product, or () where none are known.
+    """
+
+    path: Path
+    product_ids: tuple[str, ...]
+    boxes_N4: tuple[tuple[float, float, float, float], ...] = ()
+
+
+def load_queries(path: Path, where: dict[str, str], max_queries: int, seed: int) -> list[Query]:
+    """Queries from JSONL: `path` (relative to the file's folder), `product_id` or `product_ids`, optional `boxes` (pixels).
+
+    Only rows that match every `column: value` of `where`; a seeded sample where there are more than `max_queries`,
+    in the file's order.
+    """
+    if not path.is_file():
+        raise JobError(f"evaluate.queries={path}: no such file; it is JSONL with path and product_id, one photo a line")
+    queries = []
+    for number, line in enumerate(path.read_text().splitlines(), start=1):
+        try:
+            row = json.loads(line)
+            if any(str(row.get(column)) != value for column, value in where.items()):
+                continue
+            products = row.get("product_ids") or [row["product_id"]]
+            boxes = tuple(tuple(box) for box in row.get("boxes", ())) if "product_ids" in row else ()
+            queries.append(Query(path.parent / row["path"], tuple(products), boxes))
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            raise JobError(f"{path} line {number}: not a query ({error!r}); it needs path and product_id or product_ids") from error
+    if not queries:
+        raise JobError(f"evaluate.queries={path}: no row matches queries_where={where}")
+    if len(queries) > max_queries:
+        chosen = sorted(random.Random(seed).sample(range(len(queries)), max_queries))
+        queries = [queries[i] for i in chosen]
+    return queries
