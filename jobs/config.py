@@ -31,7 +31,7 @@ class SparkConfig(Section):
     driver_memory: str = "2g"
     shuffle_partitions: int = Field(4, ge=1)
     jars_folder: Path | None = Field(None, description="folder with Delta's jars; none = Maven Central at first start")
-    settings: dict[str, str] = {}
+    settings: dict[str, str] = Field({}, description="more Spark settings, as they are")
 
 
 class RayConfig(Section):

@@ -14,7 +14,9 @@ log = logging.getLogger("jobs")
 
 def configure_logging() -> None:
     """One structured line an event on stderr; libraries only speak up from warnings on."""
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr, force=True)
+    logging.basicConfig(
+        level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr, force=True
+    )
     for name in ("jobs", "serve"):
         logging.getLogger(name).setLevel(logging.INFO)
 
@@ -48,7 +50,13 @@ class Run:
 
     def summary(self) -> str:
         """One JSON line for schedulers."""
-        return json.dumps({"run": self.name, "seconds": round(sum(s.seconds for s in self.stages), 1), "stages": [asdict(s) for s in self.stages]})
+        return json.dumps(
+            {
+                "run": self.name,
+                "seconds": round(sum(s.seconds for s in self.stages), 1),
+                "stages": [asdict(s) for s in self.stages],
+            }
+        )
 
 
 def counts_of(result: object) -> dict[str, Any]:

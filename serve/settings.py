@@ -169,5 +169,7 @@ def allowed_keys(cls: type[BaseModel], location: tuple[int | str, ...]) -> list[
         field = getattr(model, "model_fields", {}).get(part)
         if field is None:
             return []
-        model = next((a for a in (field.annotation, *getattr(field.annotation, "__args__", ())) if hasattr(a, "model_fields")), None)
+        model = next(
+            (a for a in (field.annotation, *getattr(field.annotation, "__args__", ())) if hasattr(a, "model_fields")), None
+        )
     return sorted(getattr(model, "model_fields", {}))

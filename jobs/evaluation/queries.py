@@ -38,7 +38,9 @@ def load_queries(path: Path, where: dict[str, str], max_queries: int, seed: int)
             boxes = tuple(tuple(box) for box in row.get("boxes", ())) if "product_ids" in row else ()
             queries.append(Query(path.parent / row["path"], tuple(products), boxes))
         except (json.JSONDecodeError, KeyError, TypeError) as error:
-            raise JobError(f"{path} line {number}: not a query ({error!r}); it needs path and product_id or product_ids") from error
+            raise JobError(
+                f"{path} line {number}: not a query ({error!r}); it needs path and product_id or product_ids"
+            ) from error
     if not queries:
         raise JobError(f"evaluate.queries={path}: no row matches queries_where={where}")
     if len(queries) > max_queries:

@@ -1,0 +1,131 @@
+"""Asks a running endpoint questions with known answers and measures what a client sees: Recall@1/5/10 over HTTP.
+
+Reads   evaluate.queries (JSONL: path, product_id or product_ids, optional boxes), the endpoint at evaluate.url
+Writes  evaluate.report/report.html (pictures: query, found crops, results with the true one marked), report.json
+Engine  plain HTTP, one client
+
+    python -m jobs.evaluate_search --conf conf/local.yaml --set evaluate.queries=photos.jsonl
+"""
+
+import json
+import logging
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import requests
+from tqdm import tqdm
+
+from jobs.config import Config, JobError, run_job
+from jobs.evaluation.queries import Query, load_queries
+from jobs.evaluation.report import Outcome, write_search_report
+from jobs.runs import configure_logging, pairs
+
+log = logging.getLogger("jobs.evaluate_search")
+
+K = 10
+MIN_IOU = 0.5  # a found crop stands for a true box from here on, as in PASCAL VOC
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """Figures over all (photo, product) pairs; a photo of several products asks for each of them."""
+
+    queries: int
+    pairs: int
+    recall_at_1: float
+    recall_at_5: float
+    recall_at_10: float
+    hash_stage_frac: float
+    boxes_found_frac: float | None
+    p50_ms: float
+    release: str
+    report: str
+
+
+def run(config: Config) -> SearchResult:
+    """Sends every query, writes the report, returns the figures."""
+    if config.evaluate.queries is None:
+        raise JobError("evaluate.queries: missing; name a JSONL of photos with --set evaluate.queries=FILE")
+    queries = load_queries(
+        config.evaluate.queries, config.evaluate.queries_where, config.evaluate.max_queries, config.evaluate.seed
+    )
+    outcomes: list[Outcome] = []
+    with requests.Session() as session:
+        for query in tqdm(queries, desc="search", unit="photo", disable=not sys.stderr.isatty()):
+            answer, milliseconds = ask(session, config.evaluate.url, query.path)
+            outcomes += [judge(query, i, answer, milliseconds) for i in range(len(query.product_ids))]
+    result = measure(outcomes, len(queries), config.evaluate.report / "report.html")
+    write_search_report(config.evaluate.report, asdict(result), outcomes, config.evaluate.report_queries)
+    log.info("evaluate_search %s", pairs(asdict(result)))
+    return result
+
+
+def ask(session: requests.Session, url: str, photo: Path) -> tuple[dict[str, Any], float]:
+    """The endpoint's answer to one photo, and the milliseconds a client waited."""
+    try:
+        with photo.open("rb") as file:
+            response = session.post(f"{url}/v1/search", files={"image": file}, data={"k": K}, timeout=60)
+    except requests.ConnectionError as error:
+        raise JobError(f"evaluate.url={url}: nobody answers there; start the endpoint with `make serve`") from error
+    if response.status_code != 200:
+        raise JobError(f"{url} answered {response.status_code} to {photo}: {response.text[:300]}")
+    return response.json(), response.elapsed.total_seconds() * 1000
+
+
+def judge(query: Query, number: int, answer: dict[str, Any], milliseconds: float) -> Outcome:
+    """At which rank (0 = first, none = not among the best K) product `number` of the query came back.
+
+    Where its box is known and a crop was found there, that crop's own results count, otherwise the whole answer's:
+    a photo of four products cannot have all four in first place.
+    """
+    results, crop_box = answer["results"], None
+    if query.boxes_N4:
+        best = max(answer["crops"], key=lambda crop: iou(crop["box"], query.boxes_N4[number]), default=None)
+        if best is not None and iou(best["box"], query.boxes_N4[number]) >= MIN_IOU:
+            results, crop_box = best["results"], best["box"]
+    ranked = [result["product_id"] for result in results[:K]]
+    truth = query.product_ids[number]
+    return Outcome(query, number, ranked.index(truth) if truth in ranked else None, crop_box, results[:K], answer, milliseconds)
+
+
+def iou(a: Any, b: Any) -> float:
+    """Intersection over union of two boxes (x0, y0, x1, y1)."""
+    width = min(a[2], b[2]) - max(a[0], b[0])
+    height = min(a[3], b[3]) - max(a[1], b[1])
+    shared = max(width, 0.0) * max(height, 0.0)
+    return shared / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - shared)
+
+
+def measure(outcomes: list[Outcome], num_queries: int, report: Path) -> SearchResult:
+    """Shares over all outcomes."""
+    recall = {k: sum(o.rank is not None and o.rank < k for o in outcomes) / len(outcomes) for k in (1, 5, 10)}
+    boxed = [o for o in outcomes if o.query.boxes_N4]
+    return SearchResult(
+        queries=num_queries,
+        pairs=len(outcomes),
+        recall_at_1=round(recall[1], 4),
+        recall_at_5=round(recall[5], 4),
+        recall_at_10=round(recall[10], 4),
+        hash_stage_frac=round(sum(o.answer["stage"] == "hash" for o in outcomes) / len(outcomes), 4),
+        boxes_found_frac=round(sum(o.crop_box is not None for o in boxed) / len(boxed), 4) if boxed else None,
+        p50_ms=round(median(o.milliseconds for o in outcomes), 1),
+        release=str(outcomes[0].answer["release"]),
+        report=str(report),
+    )
+
+
+def main() -> None:
+    """Command line."""
+    configure_logging()
+
+    def command(config: Config) -> None:
+        sys.stdout.write(json.dumps(asdict(run(config)), indent=2) + "\n")
+
+    run_job(__doc__ or "", command)
+
+
+if __name__ == "__main__":
+    main()
