@@ -1,19 +1,16 @@
 """Report pages: one self-contained HTML file with pictures, for people; the same figures as JSON beside it."""
 
-import base64
-import io
 import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlparse
 
-import fsspec
 from jinja2 import Environment, PackageLoader, select_autoescape
 from PIL import Image, ImageDraw
 
+from jobs.evaluation.pictures import data_uri, read_thumbnail
 from jobs.evaluation.queries import Query
-from serve.vision.image import ImageError, decode_image
+from serve.vision.image import decode_image
 from serve.vision.spec import DecodeLimits
 
 THUMBNAIL_PX = 150
@@ -59,12 +56,13 @@ def environment() -> Environment:
 
 def row_of(outcome: Outcome) -> dict[str, Any]:
     """One outcome for the template, pictures as data URIs."""
+    thumbnails = [read_thumbnail(result.get("image_uri") or "", THUMBNAIL_PX) for result in outcome.results[:6]]
     return {
         "outcome": outcome,
         "query": query_picture(outcome),
         "results": [
-            result | {"picture": catalog_picture(result.get("image_uri")), "true": result["product_id"] == outcome.truth}
-            for result in outcome.results[:6]
+            result | {"picture": thumbnail and data_uri(thumbnail), "true": result["product_id"] == outcome.truth}
+            for result, thumbnail in zip(outcome.results[:6], thumbnails, strict=True)
         ],
     }
 
@@ -78,24 +76,5 @@ def query_picture(outcome: Outcome) -> str:
         pen.rectangle(tuple(crop["box"]), outline="#3b82f6", width=width * (2 if crop["box"] == outcome.crop_box else 1))
     if outcome.query.boxes_N4:
         pen.rectangle(outcome.query.boxes_N4[outcome.number], outline="#22c55e", width=width)
-    return data_uri(picture, QUERY_PX)
-
-
-def catalog_picture(uri: str | None) -> str | None:
-    """A catalog photo as a small data URI; none where it cannot be read, as a page would show a broken picture."""
-    if not uri:
-        return None
-    path = unquote(urlparse(uri).path) if uri.startswith("file:") else uri
-    try:
-        with fsspec.open(path, "rb") as file:
-            return data_uri(Image.fromarray(decode_image(file.read(), DecodeLimits())), THUMBNAIL_PX)
-    except (OSError, ImageError):
-        return None
-
-
-def data_uri(picture: Image.Image, longest_px: int) -> str:
-    """`picture`, no longer than `longest_px` on a side, as a JPEG data URI."""
-    picture.thumbnail((longest_px, longest_px))
-    buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=82)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+    picture.thumbnail((QUERY_PX, QUERY_PX))
+    return data_uri(picture)

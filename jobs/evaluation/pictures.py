@@ -1,0 +1,45 @@
+"""Small pictures for pages and notebooks, read from where the catalog's photos lie."""
+
+import base64
+import io
+from collections.abc import Sequence
+from urllib.parse import unquote, urlparse
+
+import fsspec
+from PIL import Image, ImageDraw
+
+from serve.vision.image import ImageError, decode_image
+from serve.vision.spec import DecodeLimits
+
+
+def read_thumbnail(uri: str, longest_px: int) -> Image.Image | None:
+    """The photo at `uri` (path, file://, s3://, https://), shrunk; none where it cannot be read."""
+    path = unquote(urlparse(uri).path) if uri.startswith("file:") else uri
+    try:
+        with fsspec.open(path, "rb") as file:
+            picture = Image.fromarray(decode_image(file.read(), DecodeLimits()))
+    except (OSError, ImageError):
+        return None
+    picture.thumbnail((longest_px, longest_px))
+    return picture
+
+
+def data_uri(picture: Image.Image) -> str:
+    """`picture` as a JPEG data URI, to be part of a page."""
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG", quality=82)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def contact_sheet(uris: Sequence[str], captions: Sequence[str], columns: int = 6, tile_px: int = 150) -> Image.Image:
+    """Photos in rows of `columns`, each with its caption below; a photo that cannot be read stays a grey tile."""
+    caption_px = 28
+    rows = -(-len(uris) // columns)
+    sheet = Image.new("RGB", (columns * tile_px, rows * (tile_px + caption_px)), "white")
+    pen = ImageDraw.Draw(sheet)
+    for number, (uri, caption) in enumerate(zip(uris, captions, strict=True)):
+        x, y = number % columns * tile_px, number // columns * (tile_px + caption_px)
+        picture = read_thumbnail(uri, tile_px - 8) or Image.new("RGB", (tile_px - 8, tile_px - 8), "#ddd")
+        sheet.paste(picture, (x + (tile_px - picture.width) // 2, y + (tile_px - picture.height) // 2))
+        pen.text((x + 4, y + tile_px), caption[: tile_px // 6], fill="black")
+    return sheet
