@@ -11,7 +11,6 @@ Engine  Spark, Ray Data, FAISS, MLflow, as the jobs do
 import logging
 import sys
 from collections.abc import Callable
-from typing import Any
 
 from jobs import build_shards, curate_catalog, embed_images, evaluate_index, group_duplicates, publish_release, train_index
 from jobs.config import Config, run_job
@@ -33,27 +32,26 @@ STAGES: tuple[tuple[str, Callable[[Config], object]], ...] = (
 
 
 def run(config: Config, plan: bool = False) -> Run:
-    """Every stage, or with `plan` only the look at what each would do. A failing stage ends the run with its JobError."""
-    run = Run("nightly-plan" if plan else "nightly")
-    try:
-        if plan:
-            for name, counts in plan_stages(config):
-                sys.stdout.write(f"{name:<18}{counts}\n")
-            return run
-        for name, stage_run in STAGES:
-            with run.stage(name) as stage:
-                stage.counts.update(counts_of(stage_run(config)))
-    finally:
-        stop_ray()
-        stop_spark()
-    sys.stdout.write(run.summary() + "\n")
-    return run
+    """Every stage, or with `plan` only a look at what each would do. A failing stage ends the run with its JobError."""
+    night = Run("nightly")
+    if plan:
+        show_plan(config)
+        return night
+    for name, stage_run in STAGES:
+        with night.stage(name) as stage:
+            stage.counts.update(counts_of(stage_run(config)))
+    sys.stdout.write(night.summary() + "\n")
+    return night
 
 
 def main() -> None:
     """Command line."""
     configure_logging()
-    run_job(__doc__ or "", run, flags={"plan": "shows what would run, how many rows, at what cost, and runs nothing"})
+    try:
+        run_job(__doc__ or "", run, flags={"plan": "shows what would run, how many rows, at what cost, and runs nothing"})
+    finally:
+        stop_ray()
+        stop_spark()
 
 
 if __name__ == "__main__":

@@ -6,6 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from jobs.config import Config
+from tests.parts import BuiltStore, endpoint, write_conf
+
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -34,6 +37,32 @@ def ray_local() -> Iterator[None]:
     start_ray(RayConfig(num_cpus=2))
     yield
     stop_ray()
+
+
+@pytest.fixture(scope="session")
+def built_store(tmp_path_factory: pytest.TempPathFactory, spark: object, ray_local: None) -> BuiltStore:
+    """The whole path once, on a small generated catalog, in this process."""
+    from jobs import nightly, render_catalog
+
+    folder = tmp_path_factory.mktemp("built")
+    rendered = folder / "rendered"
+    sections = {
+        "render": {"folder": str(rendered), "num_products": 40, "num_scenes": 8},
+        "feed": {"uri": str(rendered / "feed.jsonl"), "max_reject_frac": 0.5},
+        "evaluate": {"queries": str(rendered / "queries.jsonl"), "num_queries": 50},
+    }
+    conf = write_conf(folder, sections)
+    config = Config.load(conf)
+    render_catalog.run(config)
+    nightly.run(config)
+    return BuiltStore(conf, config, rendered / "feed.jsonl", rendered / "queries.jsonl")
+
+
+@pytest.fixture(scope="session")
+def served(built_store: BuiltStore) -> Iterator[str]:
+    """The URL of an endpoint on the built store."""
+    with endpoint(built_store.conf) as url:
+        yield url
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,84 @@
+"""What several tests share: a store built by the whole path, an endpoint in a process of its own."""
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import requests
+import yaml
+
+from jobs.config import Config
+
+ROOT = Path(__file__).parent.parent
+
+
+@dataclass(frozen=True)
+class BuiltStore:
+    """A store after one nightly run."""
+
+    conf: Path
+    config: Config
+    feed: Path
+    queries: Path
+
+
+def write_conf(folder: Path, sections: dict[str, Any]) -> Path:
+    """A settings file for a store of its own in `folder`; `sections` on top."""
+    data: dict[str, Any] = {
+        "store": {"root": str(folder / "store"), "tables": str(folder / "store" / "tables")},
+        "registry": {"uri": f"sqlite:///{folder}/store/mlflow.db", "artifacts": str(folder / "store" / "mlruns")},
+        "bundle": {"path": str(ROOT / "serve" / "bundles" / "generated-v1")},
+        "spark": {"master": "local[2]", "shuffle_partitions": 2},
+    }
+    path = folder / "conf.yaml"
+    path.write_text(yaml.safe_dump(data | sections))
+    return path
+
+
+def run_module(module: str, conf: Path, *settings: str, flags: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
+    """`python -m module --conf conf --set ...` as a user types it, output kept."""
+    command = [sys.executable, "-m", module, "--conf", str(conf), *flags]
+    for setting in settings:
+        command += ["--set", setting]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=600)
+
+
+def free_port() -> int:
+    """A port nobody listens on at this moment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextlib.contextmanager
+def endpoint(conf: Path, *arguments: str) -> Iterator[str]:
+    """The URL of `python -m serve` on a free port, ready; stopped afterwards."""
+    port = free_port()
+    command = [sys.executable, "-m", "serve", "--conf", str(conf), "--port", str(port), *arguments]
+    url = f"http://127.0.0.1:{port}"
+    process = subprocess.Popen(command, cwd=ROOT, start_new_session=True)
+    try:
+        for _ in range(360):
+            assert process.poll() is None, f"the endpoint ended with exit code {process.returncode}"
+            with contextlib.suppress(requests.RequestException):
+                if requests.get(f"{url}/readyz", timeout=5).status_code == 200:
+                    break
+            time.sleep(0.5)
+        else:
+            raise AssertionError("the endpoint was not ready within 3 minutes")
+        yield url
+    finally:
+        process.send_signal(signal.SIGINT)
+        try:
+            process.wait(60)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise

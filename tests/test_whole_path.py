@@ -1,0 +1,86 @@
+"""From a feed to an answered search, every engine real; and the same feed again changes nothing."""
+
+import json
+from pathlib import Path
+
+import requests
+
+from jobs import nightly
+from jobs.tables import TABLE_NAMES, Tables, read_table, table_version
+from serve.registry import champion
+from tests.parts import BuiltStore, endpoint, run_module
+
+
+def test_every_row_is_accounted_for(built_store: BuiltStore) -> None:
+    tables = Tables(built_store.config.store.tables)
+    raw = len(built_store.feed.read_text().splitlines())
+    listings, rejects = (read_table(tables, name).num_rows for name in ("listings", "rejects"))
+    assert listings == raw and 0 < rejects < raw
+    uris = set(read_table(tables, "images")["image_uri"].to_pylist())
+    fetches = read_table(tables, "fetches").to_pylist()
+    assert {row["image_uri"] for row in fetches} == uris and len(fetches) == len(uris)
+    embedded = {row["image_id"] for row in fetches if row["status"] == "embedded"}
+    assert embedded == set(read_table(tables, "features")["image_id"].to_pylist())
+    assert all(row["reason"] for row in fetches if row["status"] == "rejected")
+
+
+def test_same_feed_again_changes_nothing(built_store: BuiltStore) -> None:
+    tables = Tables(built_store.config.store.tables)
+    versions = {name: table_version(tables, name) for name in TABLE_NAMES}
+    released = champion(built_store.config.registry, built_store.config.store)
+    nightly.run(built_store.config)
+    assert {name: table_version(tables, name) for name in TABLE_NAMES} == versions
+    assert champion(built_store.config.registry, built_store.config.store) == released
+
+
+def test_every_photo_finds_its_product(built_store: BuiltStore, served: str) -> None:
+    tables = Tables(built_store.config.store.tables)
+    owner = {row["image_uri"]: row["product_id"] for row in read_table(tables, "images").to_pylist()}
+    fetched = [row for row in read_table(tables, "fetches").to_pylist() if row["status"] == "embedded"]
+    for row in fetched[::7]:
+        photo = Path(row["image_uri"].removeprefix("file://"))
+        answer = requests.post(f"{served}/v1/search", files={"image": photo.read_bytes()}, data={"k": 5}, timeout=30).json()
+        same_bytes = {owner[other["image_uri"]] for other in fetched if other["image_id"] == row["image_id"]}
+        assert answer["stage"] == "hash" and answer["results"][0]["match"] == "exact"
+        assert answer["results"][0]["product_id"] in same_bytes
+
+
+def test_scenes_find_their_products_over_http(built_store: BuiltStore, served: str) -> None:
+    done = run_module("jobs.evaluate_search", built_store.conf, f"evaluate.url={served}", f"evaluate.report={built_store.conf.parent}/report")
+    assert done.returncode == 0, done.stderr
+    figures = json.loads(done.stdout)
+    assert figures["pairs"] >= figures["queries"] == 8 and figures["recall_at_10"] > 0.3  # chance is 0.25 at 40 products
+    page = (built_store.conf.parent / "report" / "report.html").read_text()
+    assert page.count("data:image/jpeg;base64,") > 8
+
+
+def test_plan_runs_nothing(built_store: BuiltStore) -> None:
+    tables = Tables(built_store.config.store.tables)
+    versions = {name: table_version(tables, name) for name in TABLE_NAMES}
+    done = run_module("jobs.nightly", built_store.conf, flags=("--plan",))
+    assert done.returncode == 0 and "curate_catalog" in done.stdout and "embed_images" in done.stdout, done.stderr
+    assert {name: table_version(tables, name) for name in TABLE_NAMES} == versions
+
+
+def test_damaged_release_is_never_served(built_store: BuiltStore) -> None:
+    release = champion(built_store.config.registry, built_store.config.store)
+    victim = next(release.rglob("vectors.f16"))
+    content = victim.read_bytes()
+    victim.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    try:
+        done = run_module("serve", built_store.conf)
+        assert done.returncode == 1 and "vectors.f16" in done.stderr and "Traceback" not in done.stderr
+    finally:
+        victim.write_bytes(content)
+
+
+def test_no_champion_yet(tmp_path: Path) -> None:
+    from tests.parts import write_conf
+
+    done = run_module("serve", write_conf(tmp_path, {}))
+    assert done.returncode == 1 and "jobs.nightly" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_port_in_use(built_store: BuiltStore, served: str) -> None:
+    done = run_module("serve", built_store.conf, flags=("--port", served.rsplit(":", 1)[1]))
+    assert done.returncode == 1 and "in use" in done.stderr and "Traceback" not in done.stderr
