@@ -8,7 +8,7 @@ import requests
 from jobs import nightly
 from jobs.tables import TABLE_NAMES, Tables, read_table, table_version
 from serve.registry import champion
-from tests.parts import BuiltStore, endpoint, run_module
+from tests.parts import BuiltStore, run_module, write_conf
 
 
 def test_every_row_is_accounted_for(built_store: BuiltStore) -> None:
@@ -46,11 +46,13 @@ def test_every_photo_finds_its_product(built_store: BuiltStore, served: str) -> 
 
 
 def test_scenes_find_their_products_over_http(built_store: BuiltStore, served: str) -> None:
-    done = run_module("jobs.evaluate_search", built_store.conf, f"evaluate.url={served}", f"evaluate.report={built_store.conf.parent}/report")
+    done = run_module(
+        "jobs.evaluate_search", built_store.conf, f"evaluate.url={served}", f"evaluate.report={built_store.conf.parent}/report"
+    )
     assert done.returncode == 0, done.stderr
     figures = json.loads(done.stdout)
     assert figures["pairs"] >= figures["queries"] == 8 and figures["recall_at_10"] > 0.3  # chance is 0.25 at 40 products
-    page = (built_store.conf.parent / "report" / "report.html").read_text()
+    page = (folder / "report.html").read_text()
     assert page.count("data:image/jpeg;base64,") > 8
 
 
@@ -75,8 +77,6 @@ def test_damaged_release_is_never_served(built_store: BuiltStore) -> None:
 
 
 def test_no_champion_yet(tmp_path: Path) -> None:
-    from tests.parts import write_conf
-
     done = run_module("serve", write_conf(tmp_path, {}))
     assert done.returncode == 1 and "jobs.nightly" in done.stderr and "Traceback" not in done.stderr
 
