@@ -46,9 +46,8 @@ def test_every_photo_finds_its_product(built_store: BuiltStore, served: str) -> 
 
 
 def test_scenes_find_their_products_over_http(built_store: BuiltStore, served: str) -> None:
-    done = run_module(
-        "jobs.evaluate_search", built_store.conf, f"evaluate.url={served}", f"evaluate.report={built_store.conf.parent}/report"
-    )
+    folder = built_store.conf.parent / "report"
+    done = run_module("jobs.evaluate_search", built_store.conf, f"evaluate.url={served}", f"evaluate.report={folder}")
     assert done.returncode == 0, done.stderr
     figures = json.loads(done.stdout)
     assert figures["pairs"] >= figures["queries"] == 8 and figures["recall_at_10"] > 0.3  # chance is 0.25 at 40 products
