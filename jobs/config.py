@@ -20,7 +20,8 @@ class FeedConfig(Section):
     columns: dict[str, str] = Field({}, description="ours: theirs, where names differ")
     defaults: dict[str, Any] = Field({}, description="values of columns that the feed leaves out")
     where: dict[str, str] = Field({}, description="theirs: value; only such rows belong to the feed")
-    max_reject_frac: float = Field(0.05, ge=0, le=1)
+    max_reject_frac: float = Field(0.05, ge=0, le=1, description="more bad rows than this: nothing is changed")
+    max_withdrawn_frac: float = Field(0.5, ge=0, le=1, description="a feed that drops more of the catalog is refused")
     schemes: tuple[str, ...] = ("file", "https", "s3", "gs")
 
 
@@ -31,6 +32,7 @@ class SparkConfig(Section):
     driver_memory: str = "2g"
     shuffle_partitions: int = Field(4, ge=1)
     jars_folder: Path | None = Field(None, description="folder with Delta's jars; none = Maven Central at first start")
+    log_file: Path | None = Field(None, description="file for what the JVM itself prints; none = dropped")
     settings: dict[str, str] = Field({}, description="more Spark settings, as they are")
 
 
@@ -61,6 +63,7 @@ class DuplicatesConfig(Section):
     """Near-duplicate groups."""
 
     max_distance: int = Field(31, ge=0, le=31, description="of 256 bits; pairs up to here are found, all of them")
+    min_quality: float = Field(50.0, ge=0, le=100, description="flatter pictures have no telling hash and stay out")
 
 
 class EvaluateConfig(Section):
