@@ -97,35 +97,57 @@ class RenderConfig(Section):
     seed: int = 7
 
 
+class TrainingConfig(Section):
+    """Generated photos that both trainings learn from. Its products are others than those of the rendered catalog."""
+
+    folder: Path = Path("store/training/photos")
+    num_products: int = Field(2400, ge=8)
+    num_scenes: int = Field(4000, ge=8)
+    scene_px: int = Field(400, ge=128, le=2048)
+    tile_px: int = Field(160, ge=32, le=512, description="side of a kept crop with its context")
+    part_products: int = Field(40, ge=4, description="products rendered by one task")
+    seed: int = 1001
+    heldout_seed: int = Field(7, description="products that the figures are measured on")
+    heldout_products: int = Field(240, ge=8)
+    heldout_scenes: int = Field(150, ge=4)
+
+
 class TrainEncoderConfig(Section):
-    """Metric learning on the catalog."""
+    """Metric learning on the training photos."""
 
     arch: str = "mobilenet_v3_small"
     embedding_dim: int = Field(128, ge=8)
     size_px: int = Field(128, ge=32)
-    num_products: int = Field(1500, ge=8)
-    epochs: int = Field(12, ge=1)
+    loss: str = Field("arcface", description="a name of jobs.training.losses.LOSSES")
+    category_weight: float = Field(0.2, ge=0, description="of the category head's cross-entropy in the loss")
+    epochs: int = Field(30, ge=1)
+    passes: int = Field(1, ge=1, description="times an epoch draws K photos of every product")
     batch_products: int = Field(16, ge=2, description="P of P x K sampling")
     batch_images: int = Field(4, ge=2, description="K of P x K sampling")
     learning_rate: float = Field(2e-3, gt=0)
+    loss_learning_rate: float = Field(1e-2, gt=0, description="of the loss's own proxies, where it has some")
     threads: int = Field(2, ge=1)
     use_gpu: bool = False
     seed: int = 11
     folder: Path = Path("store/training/encoder")
+    bundle: Path = Field(Path("store/training/bundle"), description="folder whose encoder the finished training replaces")
+    bundle_name: str = Field("generated-v1", min_length=1)
 
 
 class TrainDetectorConfig(Section):
-    """A class-agnostic item detector on scenes."""
+    """A class-agnostic item detector on the training scenes."""
 
     arch: str = "ssdlite320_mobilenet_v3_large"
-    num_scenes: int = Field(3000, ge=8)
+    input_px: tuple[int, ...] = Field((192, 192, 192, 320), description="input side by epoch; the last one for all later epochs")
     epochs: int = Field(8, ge=1)
-    batch_size: int = Field(16, ge=1)
+    batch_size: int = Field(16, ge=2)
     learning_rate: float = Field(2e-3, gt=0)
     threads: int = Field(2, ge=1)
     use_gpu: bool = False
     seed: int = 13
     folder: Path = Path("store/training/detector")
+    bundle: Path = Field(Path("store/training/bundle"), description="folder whose detector the finished training replaces")
+    bundle_name: str = Field("generated-v1", min_length=1)
 
 
 class DemoConfig(Section):
@@ -146,6 +168,7 @@ class Config(Settings):
     evaluate: EvaluateConfig = EvaluateConfig()
     publish: PublishConfig = PublishConfig()
     render: RenderConfig = RenderConfig()
+    training: TrainingConfig = TrainingConfig()
     train_encoder: TrainEncoderConfig = TrainEncoderConfig()
     train_detector: TrainDetectorConfig = TrainDetectorConfig()
     demo: DemoConfig = DemoConfig()

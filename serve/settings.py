@@ -25,6 +25,7 @@ JOB_SECTIONS = (
     "evaluate",
     "publish",
     "render",
+    "training",
     "train_encoder",
     "train_detector",
     "demo",

@@ -1,0 +1,149 @@
+"""What a phone, a street and a careless hand do to a picture: seeded augmentation of whole batches of tensors.
+
+Letters: N images, T side of a tile, H, W = S side of the output; boxes are x0, y0, x1, y1.
+"""
+
+import io
+import math
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional
+
+PAD_FRAC = 0.05  # context around a box, as DetectorConfig.pad_frac
+WHITE = 1.0  # Preprocess.pad_value / 255
+
+
+def uniform(rng: torch.Generator, num: int, low: float, high: float) -> Tensor:
+    """(num,) floats between `low` and `high`."""
+    return torch.rand(num, generator=rng) * (high - low) + low
+
+
+def letterbox(tiles_N3TT: Tensor, boxes_N4: Tensor, size_px: int, degrees_N: Tensor | None = None) -> Tensor:
+    """(N, 3, S, S): each box scaled to fit the square, centred, white beside it; its content turned by `degrees_N`.
+
+    Boxes are shares of the tile's sides (0..1). The same picture as Preprocess(resize="pad", pad_value=255) of a crop.
+    """
+    centres_N2 = (boxes_N4[:, :2] + boxes_N4[:, 2:]) / 2
+    halves_N2 = (boxes_N4[:, 2:] - boxes_N4[:, :2]) / 2
+    reach_N = halves_N2.amax(1)
+    ticks = (torch.arange(size_px, device=tiles_N3TT.device) * 2 + 1) / size_px - 1
+    u_HW, v_HW = torch.meshgrid(ticks, ticks, indexing="xy")
+    offsets_NHW2 = torch.stack([u_HW, v_HW], -1)[None] * reach_N[:, None, None, None]
+    inside_NHW = (offsets_NHW2.abs() <= halves_N2[:, None, None, :]).all(-1)
+    if degrees_N is not None:
+        cos, sin = torch.cos(torch.deg2rad(degrees_N)), torch.sin(torch.deg2rad(degrees_N))
+        turn_N22 = torch.stack([torch.stack([cos, -sin], -1), torch.stack([sin, cos], -1)], -2)
+        offsets_NHW2 = torch.einsum("nhwi,nji->nhwj", offsets_NHW2, turn_N22)
+    grid_NHW2 = (offsets_NHW2 + centres_N2[:, None, None, :]) * 2 - 1
+    picture = functional.grid_sample(tiles_N3TT, grid_NHW2, mode="bilinear", padding_mode="border", align_corners=False)
+    return torch.where(inside_NHW[:, None], picture, torch.full_like(picture, WHITE))
+
+
+def padded(boxes_N4: Tensor, frac: float = PAD_FRAC) -> Tensor:
+    """Boxes with `frac` of their sides added on each side, cut at the tile's edge (0..1)."""
+    sides_N2 = boxes_N4[:, 2:] - boxes_N4[:, :2]
+    return torch.cat([boxes_N4[:, :2] - frac * sides_N2, boxes_N4[:, 2:] + frac * sides_N2], 1).clamp(0, 1)
+
+
+def jittered(boxes_N4: Tensor, rng: torch.Generator, frac: float = 0.08) -> Tensor:
+    """Boxes as a detector finds them: every edge moved by up to `frac` of the box's side."""
+    sides_N4 = (boxes_N4[:, 2:] - boxes_N4[:, :2]).repeat(1, 2)
+    moves_N4 = uniform(rng, len(boxes_N4) * 4, -frac, frac).view(-1, 4).to(boxes_N4.device)
+    return (boxes_N4 + moves_N4 * sides_N4).clamp(0, 1)
+
+
+def relit(images_N3HW: Tensor, rng: torch.Generator, strength: float = 1.0) -> Tensor:
+    """Other light: brightness, contrast, saturation and white balance. No hue turn: colour tells products apart."""
+    num, device = len(images_N3HW), images_N3HW.device
+
+    def gain(reach: float, *shape: int) -> Tensor:
+        return torch.exp(uniform(rng, num * math.prod(shape), -reach * strength, reach * strength)).view(num, *shape).to(device)
+
+    images = images_N3HW * gain(0.28, 1, 1, 1) * gain(0.06, 3, 1, 1)
+    mean_N111 = images.mean((1, 2, 3), keepdim=True)
+    images = mean_N111 + (images - mean_N111) * gain(0.22, 1, 1, 1)
+    grey_N1HW = images.mean(1, keepdim=True)
+    return (grey_N1HW + (images - grey_N1HW) * gain(0.18, 1, 1, 1)).clamp(0, 1)
+
+
+def erased(images_N3HW: Tensor, rng: torch.Generator, share: float = 0.25) -> Tensor:
+    """A rectangle of 2 to 15 % of the area in one flat colour, over `share` of the images: a strap, a hand, a neighbour."""
+    num, _, height, width = images_N3HW.shape
+    areas, aspects = uniform(rng, num, 0.02, 0.15), torch.exp(uniform(rng, num, -0.9, 0.9))
+    hidden = uniform(rng, num, 0, 1) < share
+    colours, places = torch.rand(num, 3, 1, 1, generator=rng), torch.rand(num, 2, generator=rng)
+    for index in hidden.nonzero().flatten().tolist():
+        h = min(height, round(height * math.sqrt(float(areas[index] * aspects[index]))))
+        w = min(width, round(width * math.sqrt(float(areas[index] / aspects[index]))))
+        top, left = int(places[index, 0] * (height - h)), int(places[index, 1] * (width - w))
+        images_N3HW[index, :, top : top + h, left : left + w] = colours[index].to(images_N3HW.device)
+    return images_N3HW
+
+
+def blurred(images_N3HW: Tensor, rng: torch.Generator, share: float = 0.3) -> Tensor:
+    """Out of focus or too small, for `share` of the images: shrunk by 1.3 to 3 and enlarged again."""
+    num, size = len(images_N3HW), images_N3HW.shape[-2:]
+    factors = uniform(rng, num, 1.3, 3.0)
+    for index in (uniform(rng, num, 0, 1) < share).nonzero().flatten().tolist():
+        small = functional.interpolate(
+            images_N3HW[index : index + 1], scale_factor=1 / float(factors[index]), mode="bilinear", antialias=True
+        )
+        images_N3HW[index] = functional.interpolate(small, size=size, mode="bilinear", align_corners=False)[0]
+    return images_N3HW
+
+
+def compressed(images_N3HW: Tensor, rng: torch.Generator, share: float = 0.3) -> Tensor:
+    """JPEG at quality 30 to 90, for `share` of the images (Pillow, on the CPU)."""
+    num = len(images_N3HW)
+    qualities = uniform(rng, num, 30, 90)
+    for index in (uniform(rng, num, 0, 1) < share).nonzero().flatten().tolist():
+        pixels = (images_N3HW[index].permute(1, 2, 0) * 255).round().byte().cpu().numpy()
+        with io.BytesIO() as buffer:
+            Image.fromarray(pixels).save(buffer, "JPEG", quality=int(qualities[index]))
+            decoded = np.array(Image.open(buffer))
+        images_N3HW[index] = torch.from_numpy(decoded).to(images_N3HW.device).permute(2, 0, 1) / 255
+    return images_N3HW
+
+
+def crop_augmented(tiles_N3TT: Tensor, boxes_N4: Tensor, size_px: int, rng: torch.Generator) -> Tensor:
+    """Training view of crops: padded and jittered box, up to 15 degrees of turn, other light, hidden parts, blur, JPEG."""
+    degrees_N = uniform(rng, len(tiles_N3TT), -15, 15).to(tiles_N3TT.device)
+    images = letterbox(tiles_N3TT, jittered(padded(boxes_N4), rng), size_px, degrees_N)
+    return compressed(blurred(erased(relit(images, rng), rng), rng), rng)
+
+
+def scene_augmented(
+    scenes_N3TT: Tensor, boxes: list[Tensor], size_px: int, rng: torch.Generator, min_visible_frac: float = 0.4
+) -> tuple[Tensor, list[Tensor]]:
+    """Training view of scenes: a window of 0.6 to 1.15 of the scene, mirrored half the time, in other light.
+
+    Boxes are shares of the sides (0..1), in and out; those with less than `min_visible_frac` inside the window are dropped.
+    Returns (N, 3, S, S) and a list of (M, 4).
+    """
+    num, device = len(scenes_N3TT), scenes_N3TT.device
+    sides_N2 = (uniform(rng, num, 0.6, 1.15)[:, None] * torch.exp(uniform(rng, num * 2, -0.12, 0.12).view(num, 2))).to(device)
+    origins_N2 = torch.rand(num, 2, generator=rng).to(device) * (1 - sides_N2)
+    mirrored_N = (uniform(rng, num, 0, 1) < 0.5).to(device)
+    ticks = (torch.arange(size_px, device=device) + 0.5) / size_px
+    u_HW, v_HW = torch.meshgrid(ticks, ticks, indexing="xy")
+    unit_NHW2 = torch.stack([u_HW, v_HW], -1)[None].repeat(num, 1, 1, 1)
+    unit_NHW2[mirrored_N, ..., 0] = 1 - unit_NHW2[mirrored_N, ..., 0]
+    grid_NHW2 = (origins_N2[:, None, None] + unit_NHW2 * sides_N2[:, None, None]) * 2 - 1
+    images = functional.grid_sample(scenes_N3TT, grid_NHW2, mode="bilinear", padding_mode="zeros", align_corners=False)
+    moved = []
+    for index, whole_M4 in enumerate(boxes):
+        whole_M4 = (whole_M4 - origins_N2[index].repeat(2)) / sides_N2[index].repeat(2)
+        if mirrored_N[index]:
+            whole_M4 = torch.stack([1 - whole_M4[:, 2], whole_M4[:, 1], 1 - whole_M4[:, 0], whole_M4[:, 3]], 1)
+        cut_M4 = whole_M4.clamp(0, 1)
+        visible_M = area(cut_M4) / area(whole_M4).clamp(min=1e-9)
+        moved.append(cut_M4[visible_M >= min_visible_frac])
+    return relit(images, rng), moved
+
+
+def area(boxes_M4: Tensor) -> Tensor:
+    """(M,) areas; 0 where a box is empty."""
+    return (boxes_M4[:, 2] - boxes_M4[:, 0]).clamp(min=0) * (boxes_M4[:, 3] - boxes_M4[:, 1]).clamp(min=0)

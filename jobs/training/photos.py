@@ -1,0 +1,192 @@
+"""Generated photos that the trainings learn from: rendered once, part by part, kept as arrays, the marker last.
+
+Letters: N crops, M scenes, T side of a tile, S side of a scene; boxes are x0, y0, x1, y1 as shares of the sides (0..1).
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+from PIL import Image
+
+from jobs.config import TrainingConfig
+from jobs.raydata.session import progress
+from jobs.render.products import RenderedProduct, make_products
+from jobs.render.scenes import street_scene
+from jobs.render.studio import NUM_VIEWS, cutout, studio_photo
+
+SHOP, PLAIN, STREET = 0, 1, 2  # domain of a crop: whole studio photo, box on plain ground, box in a street scene
+DETECTOR_PX = 320  # side of a kept scene: the input of SSDlite320
+CONTEXT = 1.35  # side of a tile's window, in longer sides of its box: room for padding, jitter and rotation
+PLAIN_PER_PRODUCT = 2
+
+
+@dataclass(frozen=True)
+class CropSet:
+    """Crops to embed. `tiles` hold context around each box."""
+
+    tiles_NTT3: np.ndarray  # uint8 RGB
+    boxes_N4: np.ndarray  # float32
+    products_N: np.ndarray  # int64, row of the product in `products`
+    domains_N: np.ndarray  # int64: SHOP, PLAIN, STREET
+    products: tuple[RenderedProduct, ...]
+
+
+@dataclass(frozen=True)
+class SceneSet:
+    """Photos to find items in, and the items."""
+
+    scenes_MSS3: np.ndarray  # uint8 RGB
+    boxes: tuple[np.ndarray, ...]  # per scene (any, 4) float32
+    streets_M: np.ndarray  # bool: a street scene; else one product on plain ground
+
+
+@dataclass(frozen=True)
+class Split:
+    """One set of products and its photos. The same values always give the same pixels."""
+
+    num_products: int
+    num_scenes: int
+    seed: int
+    scene_px: int
+    tile_px: int
+    part_products: int
+
+    @property
+    def num_parts(self) -> int:
+        return -(-self.num_products // self.part_products)
+
+    def folder(self, root: Path) -> Path:
+        """Where its parts lie under `root`: a name made of its values."""
+        values = json.dumps(self.__dict__, sort_keys=True).encode()
+        return root / f"seed-{self.seed}-{hashlib.sha256(values).hexdigest()[:12]}"
+
+
+def splits(config: TrainingConfig) -> tuple[Split, Split]:
+    """The products to learn from, and the held-out ones (of another seed, so other products)."""
+    learn = Split(
+        config.num_products, config.num_scenes, config.seed, config.scene_px, config.tile_px, config.part_products
+    )  # fmt: skip
+    held_out = Split(
+        config.heldout_products, config.heldout_scenes, config.heldout_seed, config.scene_px, config.tile_px, config.part_products
+    )  # fmt: skip
+    return learn, held_out
+
+
+def render_split(split: Split, root: Path) -> Path:
+    """The split's folder, rendered by Ray tasks where parts are missing; needs a started Ray, and `root` on every node."""
+    folder = split.folder(root.resolve())
+    marker = folder / "done.json"
+    if marker.is_file():
+        return folder
+    folder.mkdir(parents=True, exist_ok=True)
+    missing = [part for part in range(split.num_parts) if not part_path(folder, part).is_file()]
+    task = ray.remote(num_cpus=1, max_retries=1)(write_part)
+    waiting = [task.remote(split, part, folder) for part in missing]
+    with progress("render", len(waiting), "parts") as shown:
+        while waiting:
+            done, waiting = ray.wait(waiting)
+            ray.get(done)
+            shown.add(len(done))
+    marker.write_text(json.dumps(split.__dict__))
+    return folder
+
+
+def part_path(folder: Path, part: int) -> Path:
+    return folder / f"part-{part:05d}.npz"
+
+
+def write_part(split: Split, part: int, folder: Path) -> None:
+    """Renders one part into its file (temp + rename)."""
+    path = part_path(folder, part)
+    partial = path.with_suffix(".partial")
+    with partial.open("wb") as file:
+        np.savez(file, **render_part(split, part))
+    partial.rename(path)
+
+
+def render_part(split: Split, part: int) -> dict[str, np.ndarray]:
+    """Photos of the products of one part, and its share of the scenes with these products in them."""
+    rows = range(part * split.part_products, min((part + 1) * split.part_products, split.num_products))
+    products = make_products(rows.stop, split.seed)[rows.start :]
+    rng = np.random.default_rng([split.seed, 1, part])
+    crops: list[tuple[np.ndarray, np.ndarray, int, int]] = []
+    scenes: list[tuple[np.ndarray, np.ndarray, bool]] = []
+    for row, product in zip(rows, products, strict=True):
+        for view in range(NUM_VIEWS):
+            crops.append((studio_photo(product, view, split.tile_px), np.array([0, 0, 1, 1], np.float32), row, SHOP))
+        for _ in range(PLAIN_PER_PRODUCT):
+            pixels, box = on_plain_ground(product, rng, DETECTOR_PX)
+            crops.append((*tile_of(pixels, box, split.tile_px), row, PLAIN))
+            scenes.append((pixels, box[None] / DETECTOR_PX, False))
+    row_of = {product.product_id: row for row, product in zip(rows, products, strict=True)}
+    first, last = (split.num_scenes * rows.start // split.num_products, split.num_scenes * rows.stop // split.num_products)
+    for _ in range(first, last):
+        chosen = rng.choice(len(products), min(len(products), int(rng.integers(1, 5))), replace=False)
+        scene = street_scene([products[index] for index in chosen], rng, split.scene_px)
+        for box, product_id in zip(scene.boxes_N4, scene.product_ids, strict=True):
+            crops.append((*tile_of(scene.pixels, box, split.tile_px), row_of[product_id], STREET))
+        small = Image.fromarray(scene.pixels).resize((DETECTOR_PX, DETECTOR_PX), Image.Resampling.BILINEAR)
+        scenes.append((np.asarray(small), scene.boxes_N4 / split.scene_px, True))
+    return {
+        "tiles": np.stack([tile for tile, _, _, _ in crops]),
+        "tile_boxes": np.stack([box for _, box, _, _ in crops]).astype(np.float32),
+        "tile_products": np.array([row for _, _, row, _ in crops], np.int64),
+        "tile_domains": np.array([domain for _, _, _, domain in crops], np.int64),
+        "scenes": np.stack([pixels for pixels, _, _ in scenes]),
+        "scene_boxes": np.concatenate([boxes for _, boxes, _ in scenes]).astype(np.float32),
+        "scene_counts": np.array([len(boxes) for _, boxes, _ in scenes], np.int64),
+        "scene_streets": np.array([street for _, _, street in scenes]),
+    }
+
+
+def on_plain_ground(product: RenderedProduct, rng: np.random.Generator, px: int) -> tuple[np.ndarray, np.ndarray]:
+    """A product on one light colour, small to larger than the photo: (px, px, 3) uint8 and its visible xyxy box in pixels."""
+    item = Image.fromarray(np.ascontiguousarray(cutout(product, int(rng.integers(NUM_VIEWS)), round(px * rng.uniform(0.35, 1.2)))))
+    ground = Image.new("RGB", (px, px), tuple(int(value) for value in rng.integers(215, 256, 3)))
+    free = np.array([px - item.width, px - item.height])
+    left, top = (int(value) for value in np.round(free / 2 + rng.uniform(-0.35, 0.35, 2) * np.abs(free)))
+    ground.paste(item.convert("RGB"), (left, top), item.getchannel("A"))
+    box = np.clip([left, top, left + item.width, top + item.height], 0, px).astype(np.float32)
+    return np.asarray(ground), box
+
+
+def tile_of(pixels: np.ndarray, box: np.ndarray, tile_px: int) -> tuple[np.ndarray, np.ndarray]:
+    """A square window around an xyxy box, edges repeated beyond the photo: (T, T, 3) uint8, and the box inside it (0..1)."""
+    side = CONTEXT * float(max(box[2] - box[0], box[3] - box[1]))
+    left, top = (box[:2] + box[2:]) / 2 - side / 2
+    margin = int(np.ceil(side))
+    wide = np.pad(pixels, ((margin, margin), (margin, margin), (0, 0)), mode="edge")
+    window = (left + margin, top + margin, left + margin + side, top + margin + side)
+    tile = Image.fromarray(wide).resize((tile_px, tile_px), Image.Resampling.BILINEAR, box=window)
+    return np.asarray(tile), ((box - [left, top, left, top]) / side).astype(np.float32)
+
+
+def arrays(folder: Path, *names: str) -> Iterator[tuple[np.ndarray, ...]]:
+    """The named arrays of each part, in order. Raises FileNotFoundError where the split is not done."""
+    if not (folder / "done.json").is_file():
+        raise FileNotFoundError(f"{folder}: no done.json; render the split first")
+    for path in sorted(folder.glob("part-*.npz")):
+        with np.load(path) as part:
+            yield tuple(part[name] for name in names)
+
+
+def load_crops(split: Split, root: Path) -> CropSet:
+    """All crops of a rendered split, in memory."""
+    columns: list[Any] = list(zip(*arrays(split.folder(root.resolve()), "tiles", "tile_boxes", "tile_products", "tile_domains"),
+                                  strict=True))  # fmt: skip
+    tiles, boxes, rows, domains = (np.concatenate(column) for column in columns)
+    return CropSet(tiles, boxes, rows, domains, tuple(make_products(split.num_products, split.seed)))
+
+
+def load_scenes(split: Split, root: Path) -> SceneSet:
+    """All scenes of a rendered split, in memory."""
+    columns: list[Any] = list(zip(*arrays(split.folder(root.resolve()), "scenes", "scene_boxes", "scene_counts", "scene_streets"),
+                                  strict=True))  # fmt: skip
+    scenes, boxes, counts, streets = (np.concatenate(column) for column in columns)
+    return SceneSet(scenes, tuple(np.split(boxes, np.cumsum(counts)[:-1])), streets)
