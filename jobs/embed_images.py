@@ -1,0 +1,226 @@
+"""Every new image is fetched, decoded and embedded once per bundle: boxes, categories, hashes, embeddings.
+
+Reads   images (at one exact version), fetches and features of earlier runs, the bundle, the image files
+Writes  features (one row an image and crop), fetches (one row an image URI: embedded, or rejected with its reason)
+Engine  Ray Data streams, the driver stages, delta-rs commits once a table
+
+    python -m jobs.embed_images --conf conf/local.yaml [--set section.key=value ...]
+
+Equal bytes under several URIs are one image. A URI is looked at once per bundle; rejected ones are tried again by every run only
+where the reason may pass (fetch_failed, timeout), others stay rejected until the feed names another URI. A run that was killed
+at any moment is carried through by the next one, from the last finished block. The same images again change no table.
+"""
+
+import logging
+import time
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import ray
+from deltalake import DeltaTable
+
+from jobs.config import Config, JobError, run_job
+from jobs.failpoint import failpoint
+from jobs.raydata.actors import Decoder, Embedder, start_claims
+from jobs.raydata.delta import append, committed, ensure_table, pinned_version, upsert
+from jobs.raydata.fetch import TRANSIENT
+from jobs.raydata.outcomes import EmbedResult, explode, outcomes, owners, staged
+from jobs.raydata.session import map_actors, progress, require, start_ray, stop_ray
+from jobs.raydata.staging import Plan, Stage, only_run
+from jobs.runs import configure_logging, pairs
+from jobs.tables import FEATURES, FETCHES, Tables, read_table, table_version
+from serve.vision.bundle import assemble_bundle, bundle_digest
+
+log = logging.getLogger("jobs.embed_images")
+
+APP_ID = "embed_images"
+
+
+def run(config: Config) -> EmbedResult:
+    """Finishes the stage of a killed run, then embeds what is new. Raises JobError."""
+    tables = Tables(config.store.tables)
+    bundle_folder = assemble_bundle(config.bundle, config.store.bundles)
+    digest = bundle_digest(bundle_folder)
+    root = config.store.staging / APP_ID
+    with only_run(root, APP_ID):
+        results = []
+        if resumed := resumable(root, tables, digest):
+            log.info("run=%s resumed", resumed.plan.run_id)
+            results.append(carry_through(config, tables, bundle_folder, resumed))
+        images_version = pinned_version(tables, "images", written_by="jobs.curate_catalog")
+        pending = pending_images(tables, images_version, digest, retry=not resumed)
+        if pending.num_rows:
+            number = max(committed(tables, name, APP_ID) for name in ("features", "fetches")) + 1
+            run_id = f"embed-{number:06d}-{digest[:8]}"
+            plan = Plan(run_id, tables.root, images_version, digest, number, pending.num_rows)
+            results.append(carry_through(config, tables, bundle_folder, Stage.create(root, plan, pending, "image_uri")))
+    if not results:
+        log.info("nothing changed: every image of images version %d is embedded or rejected", images_version)
+    return EmbedResult(
+        images_in=sum(r.images_in for r in results),
+        embedded=sum(r.embedded for r in results),
+        duplicates=sum(r.duplicates for r in results),
+        rejected=sum(r.rejected for r in results),
+        images_per_s=results[-1].images_per_s if results else 0.0,
+    )
+
+
+def resumable(root: Path, tables: Tables, digest: str) -> Stage | None:
+    """The stage that a killed run left for these tables and this bundle; stages of others are dropped."""
+    found = None
+    for stage in Stage.unfinished(root, "image_uri"):
+        if (stage.plan.tables, stage.plan.bundle_digest) == (tables.root, digest):
+            found = stage
+        else:
+            log.warning("run=%s dropped: it was staged for another bundle or other tables", stage.plan.run_id)
+            stage.remove()
+    return found
+
+
+def pending_images(tables: Tables, images_version: int, digest: str, *, retry: bool) -> pa.Table:
+    """Column image_uri: the distinct URIs to look at with this bundle, sorted. `retry`: those with passing reasons too."""
+    uris = pc.unique(read_table(tables, "images", ["image_uri"], images_version)["image_uri"])
+    settled = fetched(tables, digest)
+    if retry:
+        settled = settled.filter(pc.invert(pc.fill_null(pc.is_in(settled["reason"], pa.array(TRANSIENT)), False)))
+    left = uris.filter(pc.invert(pc.is_in(uris, settled["image_uri"])))
+    return pa.table({"image_uri": left}).sort_by("image_uri")
+
+
+def fetched(tables: Tables, digest: str) -> pa.Table:
+    """image_uri and reason (null = embedded) of every URI that was looked at with this bundle."""
+    columns = ["image_uri", "reason"]
+    if table_version(tables, "fetches") is None:
+        return pa.schema([FETCHES.field(name) for name in columns]).empty_table()
+    return DeltaTable(tables.path("fetches")).to_pyarrow_dataset().to_table(columns, pc.field("bundle_digest") == digest)
+
+
+def carry_through(config: Config, tables: Tables, bundle_folder: Path, stage: Stage) -> EmbedResult:
+    """Embeds what the stage still lacks, commits it, removes it."""
+    rate = 0.0
+    if not stage.complete:
+        rate = stream(config, tables, bundle_folder, stage)
+        stage.finish()
+        failpoint("embed:after_success")
+    result = commit(tables, stage, rate)
+    failpoint("embed:after_fetches")
+    stage.remove()
+    return result
+
+
+def stream(config: Config, tables: Tables, bundle_folder: Path, stage: Stage) -> float:
+    """The remaining images through both actor pools into the stage, a block at a time; returns images a second."""
+    remaining = stage.remaining()
+    if not remaining.num_rows:
+        return 0.0
+    embed = config.embed
+    start_ray(config.ray)
+    require(
+        config.ray,
+        embed.decode_actors * embed.decode_cpus + embed.embed_actors * embed.embed_cpus,
+        embed.embed_actors * embed.embed_gpus,
+    )
+    claims = start_claims(stored_ids(tables, stage.plan.bundle_digest), owners(stage))
+    images = ray.data.from_arrow([remaining.slice(i, embed.block_rows) for i in range(0, remaining.num_rows, embed.block_rows)])
+    images = map_actors(
+        images,
+        Decoder,
+        {
+            "schemes": config.feed.schemes,
+            "limits": config.decode,
+            "fetch_threads": embed.fetch_threads,
+            "fetch_timeout_s": embed.fetch_timeout_s,
+            "claims": claims,
+        },
+        actors=embed.decode_actors,
+        batch_size=embed.block_rows,
+        cpus=embed.decode_cpus,
+        gpus=0,
+        max_restarts=embed.max_restarts,
+    )
+    images = map_actors(
+        images,
+        Embedder,
+        {"bundle_folder": bundle_folder, "runtime": config.runtime},
+        actors=embed.embed_actors,
+        batch_size=embed.batch_size,
+        cpus=embed.embed_cpus,
+        gpus=embed.embed_gpus,
+        max_restarts=embed.max_restarts,
+    )
+    start = time.perf_counter()
+    try:
+        with progress("embed_images", remaining.num_rows, "images") as shown:
+            for rows in images.iter_batches(batch_size=None, batch_format="pyarrow"):
+                stage.add(rows)
+                shown.add(rows.num_rows)
+    except ray.exceptions.RayError as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise JobError(f"embedding stopped: {reason}; finished blocks are kept in {stage.folder}: run again to go on") from error
+    finally:
+        ray.kill(claims)
+    return remaining.num_rows / (time.perf_counter() - start)
+
+
+def stored_ids(tables: Tables, digest: str) -> list[bytes]:
+    """SHA-256 digests of the images whose features of this bundle are stored."""
+    if table_version(tables, "features") is None:
+        return []
+    dataset = DeltaTable(tables.path("features")).to_pyarrow_dataset()
+    ids = dataset.to_table(["image_id"], (pc.field("bundle_digest") == digest) & (pc.field("crop") == 0))["image_id"]
+    return [bytes.fromhex(image_id) for image_id in ids.to_pylist()]
+
+
+def commit(tables: Tables, stage: Stage, rate: float) -> EmbedResult:
+    """One commit into features, one into fetches; each only once, whatever was killed in between."""
+    number, digest = stage.plan.commit_number, stage.plan.bundle_digest
+    rows = staged(stage)
+    fetches, result = outcomes(rows, stage.plan, rate)
+    ensure_table(tables, "features", FEATURES)
+    ensure_table(tables, "fetches", FETCHES)
+    if result.embedded and committed(tables, "features", APP_ID) < number:
+        batches = (explode(batch, digest) for batch in stage.rows.to_batches())
+        append(tables, "features", FEATURES, batches, APP_ID, number)
+    failpoint("embed:after_features")
+    if committed(tables, "fetches", APP_ID) < number:
+        commit_fetches(tables, fetches, digest, number)
+    reasons = {r["values"]: r["counts"] for r in pc.value_counts(fetches["reason"].drop_null()).to_pylist()}
+    log.info(
+        "run=%s images=%d embedded=%d duplicates=%d rejected=%d %s",
+        stage.plan.run_id,
+        result.images_in,
+        result.embedded,
+        result.duplicates,
+        result.rejected,
+        pairs(reasons),
+    )
+    return result
+
+
+def commit_fetches(tables: Tables, fetches: pa.Table, digest: str, number: int) -> None:
+    """One commit of what is new. A URI that was tried again and failed alike is no news: no row, and maybe no commit."""
+    before = fetched(tables, digest)
+    before = before.filter(pc.is_in(before["image_uri"], fetches["image_uri"]))
+    reason_before = dict(zip(before["image_uri"].to_pylist(), before["reason"].to_pylist(), strict=True))
+    pairs_now = zip(fetches["image_uri"].to_pylist(), fetches["reason"].to_pylist(), strict=True)
+    news = fetches.filter(pa.array([uri not in reason_before or reason_before[uri] != reason for uri, reason in pairs_now]))
+    if not news.num_rows:
+        return
+    if reason_before:
+        upsert(tables, "fetches", news, ("image_uri", "bundle_digest"), APP_ID, number)
+    else:
+        append(tables, "fetches", FETCHES, news.to_batches(), APP_ID, number)
+
+
+def main() -> None:
+    """Command line."""
+    configure_logging()
+    try:
+        run_job(__doc__ or "", run)
+    finally:
+        stop_ray()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,210 @@
+"""The actors of embed_images: fetch and decode, embed, and who owns which bytes.
+
+    image_uri -> Decoder -> DECODED -> Embedder -> ROWS        one row per image_uri all the way: rows in = rows out
+
+A row that is not an image stays a row, with its reason; nothing raises for one bad image. Each actor only wraps the kernel.
+"""
+
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+from ray.actor import ActorHandle
+
+from jobs.raydata.fetch import Fetcher, FetchError
+from serve.vision.bundle import Bundle, CropFeatures
+from serve.vision.guarded import GuardedDecoder
+from serve.vision.hash import HASH_DECODE_PX, fingerprint
+from serve.vision.image import ImageError, image_id_of
+from serve.vision.spec import DecodeLimits, RuntimeConfig
+
+EMBEDDED, DUPLICATE, REJECTED = "embedded", "duplicate", "rejected"
+CLAIM_ROWS = 8  # images whose bytes are claimed in one call
+
+# What both actors write about an image. status: embedded (on the way there, in DECODED), duplicate (another URI of equal
+# bytes carries the features) or rejected.
+_IMAGE = [
+    pa.field("image_uri", pa.string(), nullable=False),
+    pa.field("image_id", pa.string()),
+    pa.field("status", pa.string(), nullable=False),
+    pa.field("reason", pa.string()),
+    pa.field("detail", pa.string()),
+    pa.field("num_bytes", pa.int64()),
+    pa.field("width", pa.int32()),
+    pa.field("height", pa.int32()),
+    pa.field("hash", pa.binary()),
+    pa.field("hash_quality", pa.float32()),
+    pa.field("colour", pa.binary()),
+]
+DECODED = pa.schema([*_IMAGE, pa.field("pixels", pa.large_binary())])  # height * width * 3 bytes, RGB
+CROP = pa.struct(
+    [
+        pa.field("crop", pa.int32(), nullable=False),
+        pa.field("x0", pa.float32(), nullable=False),
+        pa.field("y0", pa.float32(), nullable=False),
+        pa.field("x1", pa.float32(), nullable=False),
+        pa.field("y1", pa.float32(), nullable=False),
+        pa.field("label", pa.string()),
+        pa.field("score", pa.float32(), nullable=False),
+        pa.field("category", pa.string()),
+        pa.field("category_prob", pa.float32()),
+        pa.field("embedding", pa.binary(), nullable=False),
+    ]
+)
+ROWS = pa.schema([*_IMAGE, pa.field("crops", pa.list_(CROP))])
+
+
+class ImageClaims:
+    """Which URI owns which bytes: the first that claims them is decoded and embedded, the others are duplicates.
+
+    One actor a run. It knows the images that are stored already (32 bytes each) and those of this run, at most the number of
+    pending URIs (about 250 bytes each). A URI that claims again gets the same answer, so a retried block loses nothing.
+    """
+
+    def __init__(self, stored_ids: np.ndarray, owners: dict[bytes, str]) -> None:
+        """stored_ids (N,) S32, sorted: SHA-256 digests with features; owners: digest -> URI, of rows staged before a kill."""
+        self.stored_ids, self.owners = stored_ids, owners
+
+    def claim(self, uris: list[str], ids: list[bytes]) -> list[bool]:
+        """Whether each URI owns its id."""
+        wanted = np.array(ids, dtype="S32")
+        places = np.searchsorted(self.stored_ids, wanted)
+        places[places == len(self.stored_ids)] = 0
+        stored = self.stored_ids[places] == wanted if len(self.stored_ids) else np.zeros(len(ids), bool)
+        return [not known and self.owners.setdefault(id_, uri) == uri for uri, id_, known in zip(uris, ids, stored, strict=True)]
+
+
+def start_claims(stored_ids: list[bytes], owners: dict[bytes, str]) -> ActorHandle:
+    """The run's ImageClaims. It is not restarted: without it a run ends, and the next one goes on from what is staged."""
+    return ray.remote(ImageClaims).options(num_cpus=0, max_restarts=0).remote(np.sort(np.array(stored_ids, dtype="S32")), owners)
+
+
+class Decoder:
+    """Reads image_uri, writes DECODED. Files are fetched by threads while those before them are decoded in a guarded process."""
+
+    def __init__(
+        self,
+        schemes: tuple[str, ...],
+        limits: DecodeLimits,
+        fetch_threads: int,
+        fetch_timeout_s: float,
+        claims: ActorHandle,
+    ) -> None:
+        self.fetcher = Fetcher(schemes, limits.max_bytes, fetch_timeout_s)
+        self.threads = ThreadPoolExecutor(fetch_threads, thread_name_prefix="fetch")
+        self.decoder = GuardedDecoder(limits)
+        self.claims = claims
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        """One row for each URI of `batch`, in its order."""
+        uris: list[str] = batch["image_uri"].to_pylist()
+        fetched = [self.threads.submit(self.fetcher.fetch, uri) for uri in uris]
+        rows: list[dict[str, Any]] = []
+        pixels: list[np.ndarray | None] = []
+        for start in range(0, len(uris), CLAIM_ROWS):  # files behind these are still on their way meanwhile
+            some = slice(start, start + CLAIM_ROWS)
+            whole = [fetched_row(uri, future) for uri, future in zip(uris[some], fetched[some], strict=True)]
+            self._mark_duplicates(whole)
+            pixels += [self._decode(row, row.pop("data", None)) for row in whole]
+            rows += whole
+        images = pa.Table.from_pylist(rows, schema=pa.schema(_IMAGE))
+        return images.append_column(DECODED.field("pixels"), pixel_column(pixels))
+
+    def _mark_duplicates(self, rows: list[dict[str, Any]]) -> None:
+        """Asks who owns the bytes of these rows."""
+        whole = [row for row in rows if row["status"] == EMBEDDED]
+        ids = [bytes.fromhex(row["image_id"]) for row in whole]
+        for row, owned in zip(whole, ray.get(self.claims.claim.remote([row["image_uri"] for row in whole], ids)), strict=True):
+            if not owned:
+                row["status"] = DUPLICATE
+
+    def _decode(self, row: dict[str, Any], data: bytes | None) -> np.ndarray | None:
+        """The pixels of a row to embed, its size and fingerprint put into it; None, and maybe a reason, for others."""
+        if row["status"] != EMBEDDED or data is None:
+            return None
+        try:
+            pixels = self.decoder.decode(data)
+            print_ = fingerprint(self.decoder.decode(data, at_least_px=HASH_DECODE_PX))
+        except ImageError as error:
+            row |= {"status": REJECTED, "reason": error.code, "detail": error.detail}
+            return None
+        row |= {"height": pixels.shape[0], "width": pixels.shape[1]}
+        row |= {"hash": print_.hashes[0].tobytes(), "colour": print_.colours[0].tobytes(), "hash_quality": print_.quality}
+        return pixels
+
+
+def fetched_row(uri: str, future: "Future[bytes]") -> dict[str, Any]:
+    """The row of a fetched URI; its bytes under `data`."""
+    try:
+        data = future.result()
+    except FetchError as error:
+        return {"image_uri": uri, "status": REJECTED, "reason": error.reason, "detail": error.detail}
+    return {"image_uri": uri, "status": EMBEDDED, "image_id": image_id_of(data), "num_bytes": len(data), "data": data}
+
+
+def pixel_column(images: list[np.ndarray | None]) -> pa.Array:
+    """(H, W, 3) uint8 images, or None, as one Arrow column: a single copy, and views on the other side.
+
+    Measured by tests/bench/bench_embed.py against Ray's variable-shaped tensors and a column of bytes objects.
+    """
+    sizes = [0 if image is None else image.nbytes for image in images]
+    offsets = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)]).astype(np.int64)
+    data = np.empty(int(offsets[-1]), np.uint8)
+    for image, start, size in zip(images, offsets, sizes, strict=False):
+        if image is not None:
+            data[start : start + size] = image.reshape(-1)
+    return pa.LargeBinaryArray.from_buffers(pa.large_binary(), len(images), [None, pa.py_buffer(offsets), pa.py_buffer(data)])
+
+
+def pixel_views(table: pa.Table) -> list[np.ndarray]:
+    """The images of a DECODED table's rows to embed, (H, W, 3) uint8, read-only views of its memory."""
+    views = []
+    for row in range(table.num_rows):
+        if table["status"][row].as_py() == EMBEDDED:
+            shape = (table["height"][row].as_py(), table["width"][row].as_py(), 3)
+            views.append(np.frombuffer(table["pixels"][row].as_buffer(), np.uint8).reshape(shape))
+    return views
+
+
+class Embedder:
+    """Reads DECODED, writes ROWS: what the bundle finds in each image."""
+
+    def __init__(self, bundle_folder: Path, runtime: RuntimeConfig) -> None:
+        self.bundle = Bundle.load(bundle_folder, runtime)
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        """One row for each row of `batch`, in its order."""
+        found = iter(self.bundle.analyse(pixel_views(batch)))
+        rows = batch.drop_columns(["pixels"]).to_pylist()
+        for row in rows:
+            crops = next(found) if row["status"] == EMBEDDED else None
+            if crops is not None and not all(is_unit(crop.embedding) for crop in crops):
+                row |= {"status": REJECTED, "reason": "bad_embedding", "detail": "not finite, or not of unit length"}
+                crops = None
+            row["crops"] = None if crops is None else [crop_row(number, crop) for number, crop in enumerate(crops)]
+        return pa.Table.from_pylist(rows, schema=ROWS)
+
+
+def is_unit(embedding_D: np.ndarray) -> bool:
+    """Whether a vector may enter an index: FAISS takes NaN and zero vectors without a word."""
+    return bool(abs(float(np.linalg.norm(embedding_D)) - 1.0) < 1e-3)
+
+
+def crop_row(number: int, found: CropFeatures) -> dict[str, Any]:
+    """A CROP. The embedding is rounded to fp16, little-endian."""
+    x0, y0, x1, y1 = found.crop.box
+    return {
+        "crop": number,
+        "x0": x0,
+        "y0": y0,
+        "x1": x1,
+        "y1": y1,
+        "label": found.crop.label,
+        "score": found.crop.score,
+        "category": found.category,
+        "category_prob": found.category_prob,
+        "embedding": found.embedding.astype("<f2").tobytes(),
+    }

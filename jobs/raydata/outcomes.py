@@ -1,0 +1,75 @@
+"""What became of each image: staged rows as rows of `fetches` and `features`, and the sum that must add up."""
+
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from jobs.config import JobError
+from jobs.raydata.actors import DUPLICATE, EMBEDDED, REJECTED
+from jobs.raydata.staging import Plan, Stage
+from jobs.tables import FEATURES, FETCHES
+
+
+@dataclass(frozen=True)
+class EmbedResult:
+    """Counts of image URIs: images_in = embedded + duplicates + rejected."""
+
+    images_in: int = 0
+    embedded: int = 0
+    duplicates: int = 0  # equal bytes under another URI
+    rejected: int = 0
+    images_per_s: float = 0.0  # while images streamed, start-up of the actors included
+
+
+def staged(stage: Stage) -> pa.Table:
+    """The stage's finished rows as FETCHES knows them, features left out."""
+    names = [name for name in FETCHES.names if name not in ("bundle_digest", "run_id")]
+    if not stage.rows.files:
+        return pa.schema([FETCHES.field(name) for name in names]).empty_table()
+    return stage.rows.to_table(columns=names)
+
+
+def owners(stage: Stage) -> dict[bytes, str]:
+    """Digest -> URI of the staged rows that were decoded, or tried: what a killed run claimed and finished."""
+    rows = staged(stage)
+    rows = rows.filter(pc.and_(pc.is_valid(rows["image_id"]), pc.not_equal(rows["status"], DUPLICATE)))
+    return {bytes.fromhex(i): uri for i, uri in zip(rows["image_id"].to_pylist(), rows["image_uri"].to_pylist(), strict=True)}
+
+
+def outcomes(rows: pa.Table, plan: Plan, rate: float) -> tuple[pa.Table, EmbedResult]:
+    """Rows of FETCHES, and their counts. A duplicate shares the fate of the image it equals."""
+    status, reason, detail, ids = (rows[name].to_pylist() for name in ("status", "reason", "detail", "image_id"))
+    bad = {i: (r, d) for s, r, d, i in zip(status, reason, detail, ids, strict=True) if s == REJECTED and i is not None}
+    num_duplicates = 0
+    for row, image_id in enumerate(ids):
+        if status[row] == DUPLICATE:
+            status[row] = REJECTED if image_id in bad else EMBEDDED
+            reason[row], detail[row] = bad.get(image_id, (None, None))
+            num_duplicates += status[row] == EMBEDDED
+    num_rejected = status.count(REJECTED)
+    num_embedded = len(status) - num_rejected - num_duplicates
+    owned = [i for i, s in zip(ids, rows["status"].to_pylist(), strict=True) if s == EMBEDDED]
+    if not len(set(owned)) == len(owned) == num_embedded or len(status) != plan.num_pending:
+        raise JobError(
+            f"run {plan.run_id}: {plan.num_pending} images in, but {num_embedded} embedded ({len(set(owned))} distinct) + "
+            f"{num_duplicates} duplicates + {num_rejected} rejected out; nothing is committed"
+        )
+    columns = {name: rows[name] for name in rows.column_names} | {"status": status, "reason": reason, "detail": detail}
+    columns |= {"bundle_digest": [plan.bundle_digest] * len(status), "run_id": [plan.run_id] * len(status)}
+    table = pa.table({name: columns[name] for name in FETCHES.names}, schema=FETCHES)
+    return table, EmbedResult(len(status), num_embedded, num_duplicates, num_rejected, round(rate, 1))
+
+
+def explode(batch: pa.RecordBatch, digest: str) -> pa.RecordBatch:
+    """Staged rows as rows of FEATURES, one a crop; the fingerprint stays with crop 0."""
+    images = batch.filter(pc.equal(batch["status"], EMBEDDED))
+    crops, parents = images["crops"].flatten(), pc.list_parent_indices(images["crops"])
+    columns = {name: crops.field(name) for name in (field.name for field in crops.type)}
+    columns |= {name: images[name].take(parents) for name in ("image_id", "width", "height")}
+    whole = pc.equal(columns["crop"], 0)
+    for name in ("hash", "hash_quality", "colour"):
+        values = images[name].take(parents)
+        columns[name] = pc.if_else(whole, values, pa.scalar(None, values.type))
+    columns["bundle_digest"] = pa.repeat(digest, len(crops))
+    return pa.RecordBatch.from_arrays([columns[name] for name in FEATURES.names], schema=FEATURES)
