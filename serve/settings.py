@@ -87,6 +87,8 @@ class ServeConfig(Section):
     max_body_bytes: int = Field(10_000_000, ge=1_000)
     body_timeout_s: float = Field(5.0, gt=0)
     request_timeout_s: float = Field(10.0, gt=0)
+    shard_timeout_s: float = Field(3.0, gt=0, description="a shard group that takes longer is left out: a partial answer")
+    num_decoders: int = Field(2, ge=1, description="guarded decoders of one ingress: photos hashed at once")
     max_ongoing_requests: int = Field(32, ge=1)
     max_queued_requests: int = Field(64, ge=1)
     batch_size: int = Field(8, ge=1, description="query images encoded in one run")
