@@ -11,8 +11,8 @@ from PIL import Image, ImageDraw, ImageFilter
 class Camera:
     """Ranges from which a photo's light and camera are drawn. `CLEAN` changes nothing but one JPEG."""
 
-    light: tuple[float, float] = (0.55, 1.35)  # brightness factor
-    gamma: tuple[float, float] = (0.75, 1.35)
+    light: tuple[float, float] = (0.7, 1.3)  # brightness factor
+    gamma: tuple[float, float] = (0.8, 1.25)
     cast: float = 0.09  # standard deviation of the factor of each colour channel
     vignette: float = 0.35  # largest darkening of the corners
     shadow_frac: float = 0.4  # share of photos with a hard shadow across them
@@ -30,15 +30,15 @@ def as_photographed(scene: Image.Image, rng: np.random.Generator, camera: Camera
     radius = rng.uniform(0, camera.blur) * width / 320
     if radius > 0.25:
         scene = scene.filter(ImageFilter.GaussianBlur(radius))
-    field = illumination(rng, camera)
-    light = np.asarray(Image.fromarray(field).resize((width, height), Image.Resampling.BILINEAR))
-    cast = np.exp(rng.normal(0, camera.cast, 3)).astype(np.float32)
-    curve = 255 * np.linspace(0, 1, 256, dtype=np.float32) ** np.float32(rng.uniform(*camera.gamma))
-    pixels = curve[np.asarray(scene)] * light[..., None] * (cast * np.float32(rng.uniform(*camera.light)))
+    light = Image.fromarray(illumination(rng, camera)).resize((width, height), Image.Resampling.BILINEAR)
+    cast = np.exp(rng.normal(0, camera.cast, 3)) * rng.uniform(*camera.light)
+    curve = 255 * np.linspace(0, 1, 256) ** rng.uniform(*camera.gamma)
+    toned = scene.point(np.clip(np.outer(cast, curve), 0, 255).astype(int).ravel().tolist())
+    pixels = np.multiply(np.asarray(toned), np.asarray(light)[..., None], dtype=np.float32)
     sigma = rng.uniform(0, camera.noise)
     if sigma > 0:
         pixels += rng.standard_normal((height, width, 1), dtype=np.float32) * np.float32(sigma)
-    photo = Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
+    photo = Image.fromarray(np.clip(pixels, 0, 255, out=pixels).astype(np.uint8))
     stored = io.BytesIO()
     photo.save(stored, "JPEG", quality=int(rng.integers(*camera.jpeg)))
     return np.asarray(Image.open(stored).convert("RGB"))

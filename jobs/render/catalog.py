@@ -44,7 +44,8 @@ CATEGORIES = (
         "pleats": {"no": 0, "four": 4, "nine": 9}}),
     CategorySpec("apparel/dresses/dress", "dress", "cloth", 65, ("women",), ("smooth", "knit"), {
         "length": {"mini": 0.72, "knee": 0.88, "maxi": 1.1}, "cut": {"pencil": 0.0, "A-line": 0.13, "full": 0.27},
-        "sleeves": {"no": 0.0, "short": 0.12, "long": 0.42}, "neckline": {"round": 0, "V": 1}, "waist": {"plain": 0, "belted": 1}}),
+        "sleeves": {"no": 0.0, "short": 0.12, "long": 0.42}, "neckline": {"round": 0, "V": 1},
+        "waist": {"plain": 0, "belted": 1}}),
     CategorySpec("apparel/hats/hat", "hat", "cloth", 22, ANYONE, CLOTH, {
         "style": {"cap": 0, "brimmed": 1, "bobble": 2}, "crown": {"low": 0.25, "medium": 0.34, "high": 0.44},
         "brim": {"narrow": 0.06, "medium": 0.14, "wide": 0.24}}),
@@ -65,7 +66,8 @@ CATEGORIES = (
         "handle": {"round": 0, "square": 1, "ear": 2}}),
     CategorySpec("home/kitchen/bottle", "bottle", "gloss", 19, (), ("metal", "glass"), {
         "body": {"slim": 0.22, "medium": 0.3, "wide": 0.42}, "neck": {"short": 0.13, "medium": 0.22, "long": 0.36},
-        "shoulders": {"sharp": 0.05, "soft": 0.17}, "label": {"narrow": 0.1, "medium": 0.19, "tall": 0.28}, "cap": {"screw": 0, "loop": 1, "cork": 2}}),
+        "shoulders": {"sharp": 0.05, "soft": 0.17}, "label": {"narrow": 0.1, "medium": 0.19, "tall": 0.28},
+        "cap": {"screw": 0, "loop": 1, "cork": 2}}),
     CategorySpec("home/decor/vase", "vase", "gloss", 32, (), ("ceramic", "glass"), {
         "belly": {"slim": 0.2, "round": 0.3, "wide": 0.4}, "form": {"high": 0.32, "middle": 0.48, "low": 0.64},
         "mouth": {"narrow": 0.08, "medium": 0.14, "wide": 0.22}, "handles": {"no": 0, "two": 1}}),

@@ -49,7 +49,7 @@ def smooth(corners: Sequence[Point], steps: int = 6, closed: bool = True) -> np.
 
 def mirror(outline: np.ndarray) -> np.ndarray:
     """The outline reflected in x = 0."""
-    return outline * np.array([-1.0, 1.0])
+    return np.asarray(outline * np.array([-1.0, 1.0]))
 
 
 def symmetric(right: np.ndarray) -> np.ndarray:

@@ -1,5 +1,7 @@
 """Silhouettes of things: bags, home and electronics, from shape parameters (see wear.py)."""
 
+from collections.abc import Callable
+
 import numpy as np
 
 from jobs.render.geometry import arc, ellipse, mirror, points, ribbon, rounded, smooth, symmetric
@@ -8,11 +10,10 @@ from jobs.render.wear import Drawing, Part, Shape, both
 
 def handbag(p: Shape) -> Drawing:
     half, height = p["width"] / 2, p["height"]
-    body = smooth(
-        [(half * 0.86, 0.0), (half, height * 0.6), (half * 1.04, height), (0, height * 1.02)]
-        + [(-half * 1.04, height), (-half, height * 0.6), (-half * 0.86, 0.0), (0, -0.005)],
-        steps=8,
+    side = points(
+        (half * 0.84, -0.005), (half * 0.9, 0.02), (half, height * 0.6), (half * 1.04, height * 0.96), (half * 0.98, height)
     )
+    body = symmetric(smooth([(float(x), float(y)) for x, y in side], closed=False))
     parts = [Part(ribbon(arc(0, 0.03, half * 0.5, p["handle"], 180, 360), 0.035), "accent")]
     parts += [Part(body, "body")]
     if p["closure"] == 1:  # flap
@@ -162,6 +163,7 @@ def lamp(p: Shape) -> Drawing:
         parts += [Part(ribbon(points((0, 0.34), (x, 0.38 + stem)), 0.03, 0.02), "wood") for x in (-base, 0.0, base)]
     elif p["foot"] == 2:  # round body
         parts += [
+            Part(points((-0.02, 0.3), (0.02, 0.3), (0.02, 0.38 + stem), (-0.02, 0.38 + stem)), "metal"),
             Part(ellipse(0, 0.36 + stem * 0.55, base * 0.9, stem * 0.5), "accent"),
             Part(rounded(0, 0.38 + stem, base * 0.6, 0.025, 8), "dark"),
         ]
@@ -223,7 +225,7 @@ def watch(p: Shape) -> Drawing:
     )
 
 
-SILHOUETTES = {
+SILHOUETTES: dict[str, Callable[[Shape], Drawing]] = {
     "handbag": handbag,
     "backpack": backpack,
     "mug": mug,

@@ -10,9 +10,9 @@ from jobs.render.geometry import ellipse, rounded, smooth
 Rgb = np.ndarray  # (3,) float32, 0..255
 
 
-def colour(rng: np.random.Generator, spread: float = 60.0) -> Rgb:
+def colour(rng: np.random.Generator, spread: float = 44.0) -> Rgb:
     """A muted colour, as walls, floors and streets have."""
-    grey = rng.uniform(60, 215)
+    grey = rng.uniform(60, 225)
     return np.clip(grey + rng.normal(0, spread / 2, 3), 15, 245).astype(np.float32)
 
 
@@ -28,8 +28,10 @@ def octaves(rng: np.random.Generator, px: int, coarsest: int = 3, num: int = 4) 
 
 def tinted(field_HW: np.ndarray, low: Rgb, high: Rgb) -> Image.Image:
     """A picture that runs from `low` to `high` where the field runs from 0 to 1."""
-    share = np.clip(field_HW, 0, 1)[..., None]
-    return Image.fromarray((low + share * (high - low)).astype(np.uint8))
+    picture = Image.fromarray((np.clip(field_HW, 0, 1) * 255).astype(np.uint8))
+    ramp = low + np.linspace(0, 1, 256, dtype=np.float32)[:, None] * (high - low)
+    picture.putpalette(np.clip(ramp, 0, 255).astype(np.uint8).tobytes())
+    return picture.convert("RGB")
 
 
 def noise_ground(rng: np.random.Generator, px: int) -> Image.Image:
@@ -58,7 +60,7 @@ def masonry(rng: np.random.Generator, px: int, width: float, height: float, shif
     field = 0.7 + shades[row.astype(int) % 64, column % 64] + 0.15 * octaves(rng, px, 8)
     joint = max(1.0, px * 0.006)
     field[(y % height < joint) | ((u % 1.0) * width < joint)] *= 0.35
-    high = colour(rng, 90)
+    high = colour(rng, 56)
     return tinted(field, high * 0.25, high)
 
 
@@ -92,7 +94,7 @@ def foliage_ground(rng: np.random.Generator, px: int) -> Image.Image:
         x, y = rng.uniform(0, px, 2)
         long, turn = px * rng.uniform(0.03, 0.09), rng.uniform(0, np.pi)
         leaf = ellipse(0, 0, long, long * 0.4, 10) @ np.array([[np.cos(turn), np.sin(turn)], [-np.sin(turn), np.cos(turn)]])
-        draw.polygon((leaf + (x, y)).ravel().tolist(), fill=ink(base * rng.uniform(0.5, 1.6)))
+        draw.polygon((leaf + np.array([x, y])).ravel().tolist(), fill=ink(base * rng.uniform(0.5, 1.6)))
     return picture
 
 

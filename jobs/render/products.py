@@ -1,7 +1,7 @@
 """Products of the generated catalog: what each one is, in exact terms. studio.py and scenes.py draw them."""
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from functools import cache
@@ -20,7 +20,7 @@ from jobs.render.catalog import (
 )
 from jobs.render.goods import SILHOUETTES as GOODS
 from jobs.render.wear import SILHOUETTES as WEAR
-from jobs.render.wear import Drawing, Shape
+from jobs.render.wear import Drawing
 
 SIBLING_FRAC = 0.145  # chance of recolouring an earlier style; about 25 % of products then have a sibling
 RECENT_STYLES = 40  # siblings come from this many styles before, as in a feed sorted by season
@@ -74,7 +74,7 @@ class RenderedProduct:
         return (self.category, self.shape, self.main_colour, self.accent_colour, self.pattern, detail, logo)
 
 
-SILHOUETTES: dict[str, Callable[[Shape], Drawing]] = WEAR | GOODS
+SILHOUETTES = WEAR | GOODS
 
 
 def pick(rng: np.random.Generator, choices: Sequence[str]) -> str:

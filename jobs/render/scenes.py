@@ -128,7 +128,7 @@ def warp(
     corners += rng.uniform(-max_tilt, max_tilt, (4, 2)) * side / 2
     corners -= corners.min(axis=0)
     corners *= min(1.0, (px - 2) / corners.max())
-    size = tuple(int(np.ceil(value)) for value in corners.max(axis=0))
+    size = int(np.ceil(corners[:, 0].max())), int(np.ceil(corners[:, 1].max()))
     source = Image.fromarray(np.ascontiguousarray(item))
     if scale < 0.6:
         source = source.reduce(2)

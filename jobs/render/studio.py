@@ -18,7 +18,7 @@ def turn_of(view: int) -> np.ndarray:
         raise ValueError(f"view={view}: allowed are 0 to {NUM_VIEWS - 1}")
     width, shear, degrees = TURNS[view]
     cos, sin = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
-    return np.array([[cos, -sin], [sin, cos]]) @ np.array([[width, 0.0], [shear, 1.0]])
+    return np.asarray(np.array([[cos, -sin], [sin, cos]]) @ np.array([[width, 0.0], [shear, 1.0]]))
 
 
 @lru_cache(maxsize=1024)

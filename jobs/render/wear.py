@@ -4,7 +4,7 @@ Each function takes the parameters of its category (`catalog.CATEGORIES`) and gi
 back to front, and the anchors where a logo may sit.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -121,7 +121,7 @@ def skirt(p: Shape) -> Drawing:
     for i in range(pleats):
         u = (i + 0.5) / pleats * 2 - 1
         parts += [Part(points((u * 0.155, 0.06), (u * hem - 0.012, length), (u * hem + 0.012, length)), "shade")]
-    parts += [Part(np.concatenate([bottom + (0, -0.035), bottom[::-1]]), "accent")]
+    parts += [Part(np.concatenate([bottom - np.array([0, 0.035]), bottom[::-1]]), "accent")]
     parts += [Part(points((-0.17, 0), (0.17, 0), (0.18, 0.065), (-0.18, 0.065)), "accent")]
     return Drawing(tuple(parts), {"hip": (0.1, 0.14, 0.04), "hem": (hem * 0.5, length * 0.78, 0.055)})
 
@@ -140,7 +140,7 @@ def dress(p: Shape) -> Drawing:
         top = points((0.085, 0.0), (0.135, 0.005), (0.14, 0.1))
     right = np.concatenate([top, side])
     parts += [Part(np.concatenate([right, bottom, mirror(right)[::-1]]), "body")]
-    parts += [Part(np.concatenate([bottom + (0, -0.035), bottom[::-1]]), "accent")]
+    parts += [Part(np.concatenate([bottom - np.array([0, 0.035]), bottom[::-1]]), "accent")]
     if p["neckline"] == 1:
         parts += [Part(points((-0.092, -0.01), (0.092, -0.01), (0, 0.2)), "hole")]
     else:
@@ -279,7 +279,7 @@ def sneaker(p: Shape) -> Drawing:
     return Drawing(tuple(parts), {"heel": (-0.37, -0.14, 0.04), "side": (0.17, -0.07, 0.045)})
 
 
-SILHOUETTES = {
+SILHOUETTES: dict[str, Callable[[Shape], Drawing]] = {
     "t-shirt": t_shirt,
     "hoodie": hoodie,
     "pants": pants,
