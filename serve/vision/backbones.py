@@ -3,10 +3,16 @@
 Letters: N images, F features of a backbone, D numbers of an embedding, C categories.
 """
 
+from pathlib import Path
+
 import torch
 import torchvision
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional
+
+from serve.vision.spec import BundleError
 
 # Family of torchvision architectures -> its classifier, which is replaced by the identity to leave the (N, F) features.
 CLASSIFIERS = {
@@ -23,15 +29,11 @@ CLASSIFIERS = {
 }
 
 
-class UnknownArchError(ValueError):
-    """An architecture name that is not torchvision's, or whose classifier is not known here."""
-
-
 def classifier_of(arch: str) -> str:
-    """Dotted name of the classifier in torchvision's `arch`. Raises UnknownArchError."""
+    """Dotted name of the classifier in torchvision's `arch`. Raises BundleError."""
     family = next((family for family in CLASSIFIERS if arch.startswith(family)), None)
     if family is None or arch not in torchvision.models.list_models(module=torchvision.models):
-        raise UnknownArchError(f"arch {arch!r} is not known; allowed: torchvision's {', '.join(sorted(CLASSIFIERS))} models")
+        raise BundleError(f"arch {arch!r} is not known; allowed: torchvision's {', '.join(sorted(CLASSIFIERS))} models")
     return CLASSIFIERS[family]
 
 
@@ -59,7 +61,31 @@ class EmbeddingNet(nn.Module):
         features = self.backbone(images)
         if self.projection is not None:
             features = self.projection(features)
-        return functional.normalize(features), None if self.head is None else self.head(features)
+        return functional.normalize(features.float()), None if self.head is None else self.head(features)
+
+
+class Inference(nn.Module):
+    """An embedding network as it is run: (N, 3, S, S) -> (N, D) unit embeddings, and (N, C) probabilities if it has a head."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        embeddings, logits = self.network(images)
+        return (embeddings,) if logits is None else (embeddings, logits.float().softmax(dim=1))
+
+
+class ImageTower(nn.Module):
+    """The image side of an open_clip model, with EmbeddingNet's outputs."""
+
+    def __init__(self, clip: nn.Module) -> None:
+        super().__init__()
+        self.visual = clip.get_submodule("visual")
+
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, None]:
+        """(N, 3, S, S) preprocessed images -> (N, D) unit embeddings, and no logits."""
+        return functional.normalize(self.visual(images).float()), None
 
 
 def headless(arch: str) -> tuple[nn.Module, int]:
@@ -93,3 +119,34 @@ def pad_as_tensorflow(network: nn.Module) -> None:
                 )  # fmt: skip
                 same.load_state_dict(layer.state_dict())
                 setattr(parent, name, same)
+
+
+def load_exactly(network: nn.Module, tensors: dict[str, torch.Tensor], path: Path, arch: str) -> None:
+    """Loads `tensors` (of the file `path`) into `network`. Raises BundleError on a key or shape that does not fit."""
+    expected, tensors = without_counters(network.state_dict()), without_counters(tensors)
+    missing, unknown = sorted(expected.keys() - tensors.keys()), sorted(tensors.keys() - expected.keys())
+    shapes = [
+        f"{key} {tuple(tensor.shape)}, expected {tuple(expected[key].shape)}"
+        for key, tensor in tensors.items()
+        if key in expected and tensor.shape != expected[key].shape
+    ]
+    for problem, keys in (("lacks", missing), ("has unknown", unknown), ("has wrong shapes:", shapes)):
+        if keys:
+            raise BundleError(f"{path}: not the weights of {arch}: it {problem} {len(keys)} keys, such as {'; '.join(keys[:2])}")
+    network.load_state_dict(tensors, strict=False)
+
+
+def without_counters(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """`tensors` without the batch counters of batch norms, which only training reads."""
+    return {key: tensor for key, tensor in tensors.items() if not key.endswith("num_batches_tracked")}
+
+
+def read_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """The float32 tensors of a safetensors file. Raises BundleError when it is missing or damaged."""
+    if not path.is_file():
+        raise BundleError(f"{path}: no such weights file")
+    try:
+        tensors: dict[str, torch.Tensor] = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise BundleError(f"{path}: not a whole safetensors file: {error}") from error
+    return {key: tensor.float() if tensor.is_floating_point() else tensor for key, tensor in tensors.items()}

@@ -6,6 +6,10 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 
+class BundleError(ValueError):
+    """A bundle that cannot be made or opened: what was given, what is allowed, in one line."""
+
+
 class Spec(BaseModel):
     """A frozen piece of configuration; unknown keys are errors."""
 
@@ -39,7 +43,9 @@ class Preprocess(Spec):
     resize: Literal["shorter_side_crop", "squash", "pad"] = "shorter_side_crop"
     resize_px: int | None = Field(None, description="shorter side before the centre crop; none = size_px * 8 / 7")
     pad_value: int = Field(255, ge=0, le=255)
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    pad_at: Literal["centre", "top_left"] = Field("centre", description="pad: where the picture lies in the square")
+    filter: Literal["bilinear", "bicubic"] = Field("bilinear", description="antialiased either way")
+    mean: tuple[float, float, float] = Field((0.485, 0.456, 0.406), description="of the channels in the order below")
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
     scale: float = Field(1 / 255, gt=0, description="pixels are multiplied by this before mean and std")
     channels: Literal["rgb", "bgr"] = "rgb"
@@ -50,13 +56,18 @@ class DetectorConfig(Spec):
 
     kind: Literal["none", "torchvision", "onnx_yolox"] = "none"
     arch: str | None = Field(None, description="torchvision: ssdlite320_mobilenet_v3_large, fasterrcnn_resnet50_fpn, ...")
-    weights: Path | Literal["download"] | None = Field(None, description="file, or the library's own download")
-    labels: tuple[str, ...] | Path | None = Field(None, description="names in output order, or a file of them, one a line")
+    weights: str | None = Field(None, description="file, or a tag of the library's own download ('download' = default)")
+    labels: tuple[str, ...] | Path | None = Field(
+        None, description="names in output order without the background, or a file of them, one a line; none = the download's own"
+    )
     keep_labels: tuple[str, ...] | None = Field(None, description="labels that count as items; none = all")
     min_score: float = Field(0.3, ge=0, le=1)
-    nms_iou: float = Field(0.45, ge=0, le=1)
+    nms_iou: float = Field(0.45, ge=0, le=1, description="boxes of one label that overlap more are one box")
+    merge_iou: float = Field(0.7, ge=0, le=1, description="crops that overlap more are one crop, whatever their labels")
     max_items: int = Field(8, ge=0, le=100, description="most crops beside the whole image")
-    min_side_frac: float = Field(0.05, ge=0, le=1, description="smaller boxes are dropped")
+    min_side_frac: float = Field(
+        0.05, ge=0, le=1, description="boxes with a side below this share of the image's shorter side are dropped"
+    )
     pad_frac: float = Field(0.05, ge=0, le=1, description="context added around a box before it is cropped")
     preprocess: Preprocess | None = Field(None, description="none = what the architecture was trained with")
 

@@ -1,0 +1,109 @@
+"""Crops to embeddings and category probabilities, by encoders chosen by name.
+
+Letters: N crops, D numbers of an embedding, C categories, S side of the network's input in pixels.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+from serve.vision.preprocess import network_input
+from serve.vision.runtime import Network, torch_network
+from serve.vision.spec import BundleError, EncoderConfig, Preprocess, RuntimeConfig
+
+if TYPE_CHECKING:
+    import torch
+
+
+class Encoder(Protocol):
+    """Pixels to vectors."""
+
+    dim: int
+    labels: tuple[str, ...]
+
+    def encode(self, crops: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray | None]:
+        """(H, W, 3) uint8 RGB crops -> (N, D) float32 unit embeddings, and (N, C) float32 probabilities or None."""
+        ...
+
+
+class NetworkEncoder:
+    """An encoder that is one network with its preprocessing. A crop's vector is the same in every batch."""
+
+    def __init__(self, network: Network, preprocess: Preprocess, labels: tuple[str, ...]) -> None:
+        self.network, self.preprocess, self.labels = network, preprocess, labels
+        blank = np.full((preprocess.size_px, preprocess.size_px, 3), 127, np.uint8)
+        self.dim = 0
+        self.dim = self.encode([blank])[0].shape[1]
+
+    def encode(self, crops: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray | None]:
+        """See Encoder. Raises BundleError when the network gives vectors that are not finite."""
+        if not crops:
+            return np.empty((0, self.dim), np.float32), np.empty((0, len(self.labels)), np.float32) if self.labels else None
+        outputs = self.network.run(network_input(crops, self.preprocess))
+        if not all(np.isfinite(output).all() for output in outputs):
+            raise BundleError(
+                "the encoder gives numbers that are not finite; its weights are damaged or need another preprocessing"
+            )
+        return outputs[0], outputs[1] if self.labels else None
+
+
+def build_encoder(config: EncoderConfig, folder: Path, runtime: RuntimeConfig, cache: Path) -> Encoder:
+    """The encoder of the bundle in `folder`, whose weights are a file there.
+
+    `cache`: folder of converted networks of exactly this bundle. Raises BundleError, DeviceError.
+    """
+    size_px = config.preprocess.size_px
+    shape = (2, 3, size_px, size_px)  # two, for a batch of one would be traced as a constant
+    network = torch_network(lambda: build_module(config, folder), shape, (0,), cache / "encoder", runtime)
+    return NetworkEncoder(network, config.preprocess, config.labels)
+
+
+def build_module(config: EncoderConfig, folder: Path) -> "torch.nn.Module":
+    """The torch module of an encoder, with its weights. Raises BundleError."""
+    from serve.vision.backbones import EmbeddingNet, ImageTower, Inference, load_exactly, read_tensors
+
+    assert config.weights is not None, "a bundle names its weights"
+    path = folder / config.weights
+    tensors = read_tensors(path)
+    network: torch.nn.Module
+    if config.kind == "open_clip":
+        network = ImageTower(open_clip_model(config.arch))
+        tensors = {key: tensor for key, tensor in tensors.items() if key.startswith("visual.")}
+    else:
+        network = EmbeddingNet(config.arch, config.embedding_dim, len(config.labels), config.tf_same_padding)
+        tensors = embedding_keys(tensors, config, path)
+    load_exactly(network, tensors, path, config.arch)
+    return Inference(network)
+
+
+def embedding_keys(tensors: "dict[str, torch.Tensor]", config: EncoderConfig, path: Path) -> "dict[str, torch.Tensor]":
+    """`tensors` under EmbeddingNet's keys: as they are, or a whole torchvision network without its classifier."""
+    from serve.vision.backbones import classifier_of
+
+    if any(key.startswith("backbone.") for key in tensors):
+        return tensors
+    classifier = classifier_of(config.arch) + "."
+    if not any(key.startswith(classifier) for key in tensors):
+        raise BundleError(f"{path}: not the weights of {config.arch}: neither backbone.* keys nor its classifier {classifier}*")
+    if config.labels or config.embedding_dim:
+        raise BundleError(
+            f"{path}: weights of a plain {config.arch}; they have no projection and no head: drop embedding_dim and labels"
+        )
+    return {f"backbone.{key}": tensor for key, tensor in tensors.items() if not key.startswith(classifier)}
+
+
+def open_clip_model(arch: str, pretrained: str | None = None) -> "torch.nn.Module":
+    """open_clip's model `arch`, random or with the published weights `pretrained`. Raises BundleError."""
+    try:
+        import open_clip
+    except ModuleNotFoundError as error:
+        raise BundleError("encoder kind open_clip: the package open-clip-torch is not installed here") from error
+    if arch not in open_clip.list_models():
+        raise BundleError(f"arch {arch!r} is not known to open_clip; allowed: {', '.join(open_clip.list_models()[:8])}, ...")
+    if pretrained is not None and pretrained not in open_clip.list_pretrained_tags_by_model(arch):
+        tags = ", ".join(open_clip.list_pretrained_tags_by_model(arch))
+        raise BundleError(f"weights {pretrained!r}: neither a file nor a tag of open_clip's {arch}; allowed: {tags}")
+    model: torch.nn.Module = open_clip.create_model(arch, pretrained=pretrained)
+    return model
