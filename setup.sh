@@ -51,7 +51,18 @@ if [ "$(cat .venv/.ready 2>/dev/null)" != "$state" ]; then
   make_venv
   find_java
   say "fetching Delta's jars for Spark"
-  .venv/bin/python -m jobs.spark.session --conf "${CONF:-conf/local.yaml}"
+  .venv/bin/python - "${CONF:-conf/local.yaml}" <<'PY'
+import sys
+from pathlib import Path
+
+from jobs.config import Config, ConfigError, JobError
+from jobs.spark.session import spark_session
+
+try:
+    spark_session(Config.load(Path(sys.argv[1])).spark, "setup").stop()
+except (ConfigError, JobError) as error:
+    sys.exit(f"setup: {error}")
+PY
   echo "$state" > .venv/.ready
 fi
 find_java
