@@ -1,0 +1,179 @@
+"""Curates the catalog: turns the shop's feed into products and their photos, and sets bad rows aside with a reason.
+
+reads   feed.uri: JSONL, CSV, Parquet or Delta; a row a product or a row an image
+writes  listings (rows as they came), rejects (bad rows and why), products, images; a feed that says the same as the
+        last one changes nothing
+engine  Spark
+
+A feed is the whole catalog: products that are not in it (or only in rejected rows) leave the catalog. Nothing is written
+when more than feed.max_reject_frac of the rows are bad, or more than feed.max_withdrawn_frac of the products would leave.
+The rules and their reasons are listed in jobs/spark/transforms.py.
+
+    python -m jobs.curate_catalog --conf conf/local.yaml --set feed.uri=PATH
+    ... --set feed.columns='{image_uri: path, category: category_path}' --set feed.defaults.currency=USD
+"""
+
+import logging
+import time
+from dataclasses import dataclass
+
+from pyspark.errors import PySparkException
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
+
+from jobs import tables
+from jobs.config import Config, FeedConfig, JobError, run_job
+from jobs.runs import configure_logging, pairs
+from jobs.spark import delta, transforms
+from jobs.spark.feed import find_feed, read_feed
+from jobs.spark.session import one_line, spark_session
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class CurateResult:
+    """Rows of the four tables after the run, and whether any of them changed."""
+
+    listings: int
+    rejects: int
+    products: int
+    images: int
+    changed: bool
+
+
+def run(config: Config) -> CurateResult:
+    """Reads the feed, checks it, and brings the tables to it. Raises JobError, with nothing changed."""
+    _check_names(config.feed)
+    spark = spark_session(config.spark, "curate_catalog")
+    source = find_feed(spark, config.feed)
+    rows = transforms.parsed(read_feed(spark, source), config.feed)
+    rows = transforms.settled(transforms.judged(rows, config.feed, source.folder)).persist()
+    try:
+        _check_feed(rows, config.feed)
+        specs, parts = table_specs(tables.Tables(config.store.tables)), _parts(rows)
+        _check_withdrawn(spark, specs["products"], parts["products"], config.feed)
+        return _write(spark, specs, parts)
+    except PySparkException as error:
+        raise JobError(f"feed.uri={config.feed.uri}: {one_line(error)}") from error
+    finally:
+        rows.unpersist()
+
+
+def table_specs(paths: tables.Tables) -> dict[str, delta.TableSpec]:
+    """The tables this job writes, in the order it writes them."""
+    return {
+        "listings": delta.TableSpec(paths.path("listings"), tables.LISTINGS, ("listing_id",), {}),
+        "rejects": delta.TableSpec(paths.path("rejects"), tables.REJECTS, ("listing_id",), {"reason_given": "reason <> ''"}),
+        "images": delta.TableSpec(
+            paths.path("images"),
+            tables.IMAGES,
+            ("product_id", "position"),
+            {"uri_is_absolute": "image_uri LIKE '%:%'", "position_counts": "position >= 0"},
+        ),
+        "products": delta.TableSpec(
+            paths.path("products"),
+            tables.PRODUCTS,
+            ("product_id",),
+            {
+                "id_given": "product_id <> ''",
+                "title_given": "title <> ''",
+                "price_sane": "price IS NULL OR (price >= 0 AND currency IS NOT NULL)",
+                "stock_sane": "stock IS NULL OR stock >= 0",
+            },
+        ),
+    }
+
+
+def _parts(rows: DataFrame) -> dict[str, DataFrame]:
+    return {
+        "listings": transforms.listings(rows),
+        "rejects": transforms.rejects(rows),
+        "images": transforms.images(rows),
+        "products": transforms.products(rows),
+    }
+
+
+def _check_names(feed: FeedConfig) -> None:
+    for key, names in (("columns", feed.columns), ("defaults", feed.defaults)):
+        for name in names:
+            if name not in transforms.FEED_COLUMNS:
+                raise JobError(f"feed.{key}.{name}: no such column; allowed are {', '.join(sorted(transforms.FEED_COLUMNS))}")
+
+
+def _check_feed(rows: DataFrame, feed: FeedConfig) -> None:
+    """Refuses a feed without rows, without a column that was named, with too many bad rows, or with no product left."""
+    found = {row["reason"]: row["count"] for row in rows.groupBy("fault.reason").count().collect()}
+    num_rows, num_kept = sum(found.values()), rows.where("kept").count()
+    if not num_rows:
+        where = "".join(f" with {theirs}={value}" for theirs, value in feed.where.items())
+        raise JobError(f"feed.uri={feed.uri}: the feed has no rows{where}")
+    faults = {reason: count for reason, count in found.items() if reason}
+    if faults.get("malformed_row") != num_rows:
+        _check_columns(rows, feed)
+    by_count = sorted(faults.items(), key=lambda item: (-item[1], item[0]))
+    reasons = ", ".join(f"{reason} {count}" for reason, count in by_count)
+    log.info("step=check rows=%d rejected=%d %s", num_rows, sum(faults.values()), pairs(dict(by_count)))
+    if sum(faults.values()) > feed.max_reject_frac * num_rows:
+        raise JobError(
+            f"feed.uri={feed.uri}: {sum(faults.values())} of {num_rows} rows are bad ({reasons}), more than "
+            f"feed.max_reject_frac={feed.max_reject_frac}; nothing was changed"
+        )
+    if not num_kept:
+        raise JobError(
+            f"feed.uri={feed.uri}: no product left of {num_rows} rows ({reasons or 'all deleted'}); nothing was changed"
+        )
+
+
+def _check_columns(rows: DataFrame, feed: FeedConfig) -> None:
+    """Refuses a mapping to a column that no row has."""
+    has = {
+        ours: F.try_variant_get("row", transforms.json_path(theirs), "variant").isNotNull()
+        for ours, theirs in feed.columns.items()
+    }
+    if not has:
+        return
+    seen = rows.select(*(F.max(condition).alias(ours) for ours, condition in has.items())).first()
+    for ours, theirs in feed.columns.items():
+        if not seen[ours]:
+            names = rows.limit(1000).select(F.explode(F.json_object_keys("raw")).alias("name")).distinct().orderBy("name")
+            raise JobError(
+                f"feed.columns.{ours}={theirs}: no such column in {feed.uri}; its columns are "
+                f"{', '.join(row['name'] for row in names.limit(50).collect())}"
+            )
+
+
+def _check_withdrawn(spark: SparkSession, spec: delta.TableSpec, products: DataFrame, feed: FeedConfig) -> None:
+    """Refuses a feed that would take too much of the catalog away."""
+    if not delta.exists(spark, spec.path):
+        return
+    current = delta.read(spark, spec.path).select("product_id")
+    num_current = current.count()
+    num_withdrawn = current.join(products.select("product_id"), on="product_id", how="left_anti").count()
+    if num_withdrawn > feed.max_withdrawn_frac * num_current:
+        raise JobError(
+            f"feed.uri={feed.uri}: {num_withdrawn} of {num_current} products of the catalog are not in it, more than "
+            f"feed.max_withdrawn_frac={feed.max_withdrawn_frac}; nothing was changed"
+        )
+    log.info("step=compare products=%d withdrawn=%d", num_current, num_withdrawn)
+
+
+def _write(spark: SparkSession, specs: dict[str, delta.TableSpec], parts: dict[str, DataFrame]) -> CurateResult:
+    """Products last: a run that was cut short is made good by the next one, and no product goes without its photos."""
+    num_changes, num_rows = {}, {}
+    for name, spec in specs.items():
+        start = time.perf_counter()
+        num_changes[name], num_rows[name] = delta.write(spark, spec, parts[name]), parts[name].count()
+        seconds = time.perf_counter() - start
+        log.info("step=write table=%s rows=%d changed=%d seconds=%.1f", name, num_rows[name], num_changes[name], seconds)
+    return CurateResult(**num_rows, changed=any(num_changes.values()))
+
+
+def main() -> None:
+    """Command line."""
+    configure_logging()
+    run_job(__doc__ or "", run)
+
+
+if __name__ == "__main__":
+    main()
