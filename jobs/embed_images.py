@@ -122,7 +122,8 @@ def stream(config: Config, tables: Tables, bundle_folder: Path, stage: Stage) ->
         embed.embed_actors * embed.embed_gpus,
     )
     claims = start_claims(stored_ids(tables, stage.plan.bundle_digest), owners(stage))
-    images = ray.data.from_arrow([remaining.slice(i, embed.block_rows) for i in range(0, remaining.num_rows, embed.block_rows)])
+    blocks = [remaining.slice(first, embed.block_rows) for first in range(0, remaining.num_rows, embed.block_rows)]
+    images = ray.data.from_blocks(blocks)  # from_arrow would start a task for each to count its rows
     images = map_actors(
         images,
         Decoder,

@@ -30,7 +30,9 @@ def start_ray(config: RayConfig) -> None:
     address = cluster_address(config)
     options: dict[str, Any] = {"address": address or "local", "logging_level": logging.ERROR}
     if address is None:  # a running cluster has its sizes already
-        options |= {"num_cpus": config.num_cpus, "object_store_memory": config.object_store_bytes, "include_dashboard": False}
+        options |= {"num_cpus": config.num_cpus, "object_store_memory": config.object_store_bytes}
+        options |= {"include_dashboard": False, "log_to_driver": False}  # what matters comes back as an exception
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # it takes each restartable actor of Ray Data for an error
     start = time.perf_counter()
     try:
         ray.init(**options)
