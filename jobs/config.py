@@ -94,7 +94,9 @@ class RenderConfig(Section):
     num_scenes: int = Field(60, ge=0)
     image_px: int = Field(320, ge=64, le=1024)
     scene_px: int = Field(480, ge=128, le=2048)
-    seed: int = 7
+    with_bad_rows: bool = Field(True, description="adds declared faults: bad rows, broken and doubled files")
+    num_workers: int = Field(2, ge=1, description="processes that draw")
+    seed: int = Field(7, ge=0)
 
 
 class TrainingConfig(Section):

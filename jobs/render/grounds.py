@@ -52,14 +52,14 @@ def gradient_ground(rng: np.random.Generator, px: int) -> Image.Image:
 
 def masonry(rng: np.random.Generator, px: int, width: float, height: float, shift: float) -> Image.Image:
     """Rows of blocks of (width, height) pixels with dark joints, each row shifted; every block its own shade."""
-    y, x = np.mgrid[0:px, 0:px].astype(np.float32)
+    x, y = np.arange(px, dtype=np.float32), np.arange(px, dtype=np.float32)[:, None]
     row = np.floor(y / height)
-    u = x / width + (row % 2) * shift + (row * 0.37 if shift not in (0.0, 0.5) else 0)
-    column = np.floor(u).astype(int)
+    u = x / width + (row % 2 if shift == 0.5 else row) * shift
+    column = np.floor(u)
     shades = rng.uniform(-0.2, 0.2, (64, 64)).astype(np.float32)
-    field = 0.7 + shades[row.astype(int) % 64, column % 64] + 0.15 * octaves(rng, px, 8)
+    field = 0.7 + shades[row.astype(int) % 64, column.astype(int) % 64] + 0.15 * octaves(rng, px, 8)
     joint = max(1.0, px * 0.006)
-    field[(y % height < joint) | ((u % 1.0) * width < joint)] *= 0.35
+    field[(y - row * height < joint) | ((u - column) * width < joint)] *= 0.35
     high = colour(rng, 56)
     return tinted(field, high * 0.25, high)
 
@@ -162,7 +162,7 @@ def ink(rgb: Rgb) -> tuple[int, int, int]:
 def clutter(rng: np.random.Generator, size: float) -> Image.Image:
     """A thing that is no product: RGBA, about `size` pixels long: plank, box, pebble, leaf, rod or sheet with lines."""
     kind = int(rng.integers(6))
-    side = max(4, round(size))
+    side = 2 * max(4, round(size))  # drawn at twice the size, then averaged
     long, wide = {0: (0.5, 0.09), 1: (0.45, 0.38), 2: (0.42, 0.33), 3: (0.48, 0.17), 4: (0.5, 0.03), 5: (0.36, 0.45)}[kind]
     if kind == 2:
         radii = rng.uniform(0.7, 1.0, 9)
@@ -181,4 +181,4 @@ def clutter(rng: np.random.Generator, size: float) -> Image.Image:
     tone = colour(rng, 110)
     draw.polygon(((outline + 0.5) * side).ravel().tolist(), fill=(*ink(tone), 255))
     draw.polygon(((outline * (0.8, 0.6) + 0.5) * side).ravel().tolist(), fill=(*ink(tone * rng.uniform(0.8, 1.2)), 255))
-    return picture
+    return picture.reduce(2)

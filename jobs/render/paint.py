@@ -60,11 +60,11 @@ def pattern_field(product: RenderedProduct, x_HW: np.ndarray, y_HW: np.ndarray) 
     if product.pattern == "zigzag":
         return fraction(v + np.abs(fraction(u) - 0.5)) < 0.42
     if product.pattern == "blocks":
-        return fraction(v / 4) < 0.5
+        return fraction((v - (v.min() + v.max()) / 2) / 4) < 0.5  # one edge always runs through the middle
     if product.pattern == "checks":
         return np.float32(0.5) * (fraction(u) < 0.5) + np.float32(0.5) * (fraction(v) < 0.5)
     if product.pattern == "gradient":
-        return np.clip(v * np.float32(period / 0.8), 0, 1)
+        return np.asarray((v - v.min()) / (v.max() - v.min()))
     if product.pattern == "dots":
         row = np.floor(v)
         return (fraction(u + row * 0.5) - 0.5) ** 2 + (v - row - 0.5) ** 2 < 0.085

@@ -154,24 +154,24 @@ def described(product: RenderedProduct) -> RenderedProduct:
     title = f"{product.brand} {owner}{adjective}{spec.noun} in {product.color}{feature}"
     shape = ", ".join(f"{word} {name}" for name, word in product.shape)
     surface = f"{product.texture} {spec.noun}" if product.texture != "smooth" else spec.noun
-    text = f"A {product.main_colour} {surface} with {product.accent_colour} details: {shape}."
+    text = f"{product.main_colour.capitalize()} {surface} with {product.accent_colour} details: {shape}."
     if product.pattern != "plain":
         words = f"{product.pattern_size} {product.pattern_turn} {product.pattern}".capitalize()
         text += f" {words} in {product.main_colour} and {product.accent_colour}."
     if product.logo:
-        text += f" A {product.logo_colour} {product.logo} logo ({product.logo_position})."
+        text += f" {product.logo_colour.capitalize()} {product.logo} logo ({product.logo_position})."
     return replace(product, title=title, description=text)
 
 
-def stocked(product: RenderedProduct, rng: np.random.Generator, index: int) -> RenderedProduct:
-    """With trade data: stock, popularity (0..1, long-tailed) and the day it changed last."""
+def stocked(product: RenderedProduct, rng: np.random.Generator) -> RenderedProduct:
+    """With trade data: stock, popularity (0..1, few high) and the day it changed last."""
     stock = 0 if rng.random() < 0.06 else int(rng.integers(1, 200))
     changed = FIRST_DAY + timedelta(minutes=int(rng.integers(0, 60 * 24 * 180)))
     return replace(
         product,
         stock=stock,
         available=stock > 0,
-        popularity=round(float(rng.pareto(2.0) / (1 + index % 7)), 4),
+        popularity=round(float(rng.beta(0.6, 4.0)), 4),
         updated_at=changed.isoformat(),
     )
 
@@ -192,5 +192,5 @@ def make_products(num: int, seed: int) -> list[RenderedProduct]:
         if style is None:
             styles.append(product)
         seen.add(product.looks())
-        products.append(stocked(described(product), rng, index))
+        products.append(stocked(described(product), rng))
     return products
