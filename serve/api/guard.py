@@ -1,0 +1,219 @@
+"""The first thing a query meets: limits on its bytes, its form and its fields, before any work is done for it.
+
+A body is read into memory with a limit and a clock, and taken apart in memory: nothing of an upload is written to disk
+(Starlette's own form parsing spools files over 1 MB into a temporary file).
+"""
+
+import asyncio
+import base64
+import binascii
+import json
+from collections.abc import AsyncGenerator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from fastapi import Request
+from pydantic import ValidationError
+from starlette.datastructures import Headers, UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from serve.api.problems import Problem, invalid_fields
+from serve.api.schemas import NOT_OFFERED, Box, SearchRequest
+from serve.index.release import Filters
+from serve.settings import ServeConfig
+
+MEDIA_TYPES = "multipart/form-data, application/json or image/*"
+
+# The page loads nothing from anywhere else; catalog photos may lie on https hosts.
+SECURITY_HEADERS = {
+    b"content-security-policy": (
+        b"default-src 'self'; img-src 'self' https: blob: data:; object-src 'none'; base-uri 'none'; "
+        b"form-action 'none'; frame-ancestors 'none'"
+    ),
+    b"x-content-type-options": b"nosniff",
+    b"referrer-policy": b"no-referrer",
+}
+
+
+@dataclass(frozen=True)
+class Query:
+    """A checked query: exactly one of `image` and `product_id` is set."""
+
+    k: int
+    image: bytes | None = None
+    product_id: str | None = None
+    box: Box | None = None
+    filters: Filters | None = None
+    explain: bool = False
+
+
+async def read_query(request: Request, config: ServeConfig) -> Query:
+    """The query in `request`, whichever way it was sent. Raises Problem: 408, 413, 415, 422."""
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    is_photo = media_type.startswith("image/") or media_type == "application/octet-stream"
+    if not is_photo and media_type not in ("application/json", "multipart/form-data"):
+        raise Problem(415, "unsupported_media_type", f"is not offered; send {MEDIA_TYPES}", "content-type")
+    body = await read_body(request, config.max_body_bytes, config.body_timeout_s)
+    if media_type == "application/json":
+        if request.query_params:
+            raise Problem(422, "invalid_field", "parameters of the URL belong to an image/* body; put them into the JSON", "query")
+        return check_query(parse_json(body), None, config)
+    if media_type == "multipart/form-data":
+        fields, image = await parse_multipart(request.headers, body, config.max_body_bytes)
+        return check_query(parse_fields(fields), image, config)
+    fields = dict(request.query_params)
+    if len(fields) != len(request.query_params.multi_items()):
+        raise Problem(422, "invalid_field", "a parameter is given twice", "query")
+    return check_query(parse_fields(fields), body, config)
+
+
+async def read_body(request: Request, max_bytes: int, timeout_s: float) -> bytes:
+    """The body, at most `max_bytes`: the declared length is refused first, then the bytes are counted as they come."""
+    too_large = Problem(413, "body_too_large", f"more than {max_bytes} bytes", "body", headers={"Connection": "close"})
+    declared = request.headers.get("content-length", "0")
+    if not declared.isdecimal():
+        raise Problem(400, "bad_content_length", "is not a number", "content-length")
+    if int(declared) > max_bytes:
+        raise too_large
+    body = bytearray()
+    try:
+        async with asyncio.timeout(timeout_s):
+            async for chunk in request.stream():
+                body += chunk
+                if len(body) > max_bytes:
+                    raise too_large
+    except TimeoutError:
+        raise Problem(408, "body_timeout", f"did not arrive within {timeout_s:g} s", "body", headers={"Connection": "close"}) from None
+    except ClientDisconnect:
+        raise Problem(400, "client_gone", "the connection was closed before the end", "body") from None
+    return bytes(body)
+
+
+class MemoryParser(MultiPartParser):
+    """Multipart from and to memory: at most one file, a few fields."""
+
+    def __init__(self, headers: Headers, body: bytes, max_bytes: int) -> None:
+        async def once() -> AsyncGenerator[bytes, None]:
+            yield body
+
+        self.spool_max_size = max_bytes + 1  # a part is smaller than its body, so it never reaches the disk
+        super().__init__(headers, once(), max_files=1, max_fields=40, max_part_size=100_000)
+
+
+async def parse_multipart(headers: Headers, body: bytes, max_bytes: int) -> tuple[dict[str, str], bytes | None]:
+    """Fields and the file named `image`. A file's name is never looked at. Raises Problem 422."""
+    try:
+        form = await MemoryParser(headers, body, max_bytes).parse()
+    except (MultiPartException, UnicodeDecodeError):
+        raise Problem(422, "bad_multipart", "is not well-formed multipart/form-data with one file and few fields", "body") from None
+    fields: dict[str, str] = {}
+    image = None
+    for name, value in form.multi_items():
+        if isinstance(value, UploadFile):
+            content = await value.read()
+            await value.close()
+            if name != "image":
+                raise Problem(422, "invalid_field", "a file is only taken in the field `image`", "body")
+            image = content
+        elif name in fields:
+            raise Problem(422, "invalid_field", "a field is given twice", "body")
+        elif name == "image":
+            raise Problem(422, "invalid_field", "must be a file", "image")
+        else:
+            fields[name] = value
+    return fields, image
+
+
+def parse_json(body: bytes) -> SearchRequest:
+    """A JSON body, strictly typed. Raises Problem 422."""
+    try:
+        given = json.loads(body)
+    except (ValueError, RecursionError):
+        raise Problem(422, "bad_json", "is not valid JSON", "body") from None
+    if not isinstance(given, dict):
+        raise Problem(422, "bad_json", "must be a JSON object", "body")
+    refuse_not_offered(given)
+    try:
+        return SearchRequest.model_validate_json(body, strict=True)
+    except ValidationError as error:
+        raise invalid_fields(error) from None
+
+
+def parse_fields(fields: Mapping[str, str]) -> SearchRequest:
+    """Fields of a form or of a URL, where every value is text. Raises Problem 422."""
+    refuse_not_offered(fields)
+    values: dict[str, Any] = dict(fields)
+    if "box" in values:
+        values["box"] = values["box"].split(",")
+    if "filters" in values:
+        try:
+            values["filters"] = json.loads(values["filters"])
+        except (ValueError, RecursionError):
+            raise Problem(422, "invalid_field", 'must be a JSON object such as {"price_max": 50}', "filters") from None
+    try:
+        return SearchRequest.model_validate(values)
+    except ValidationError as error:
+        raise invalid_fields(error) from None
+
+
+def refuse_not_offered(given: Mapping[str, Any]) -> None:
+    """Name a field that the contract knows and this version does not answer."""
+    for name, reason in NOT_OFFERED.items():
+        if given.get(name) is not None:
+            raise Problem(422, "not_offered", reason, name)
+
+
+def check_query(asked: SearchRequest, image: bytes | None, config: ServeConfig) -> Query:
+    """One photo or one product, and a k that this server gives. Raises Problem 422."""
+    if asked.image_base64 is not None:
+        if image is not None:
+            raise Problem(422, "two_queries", "the photo is given twice", "image_base64")
+        try:
+            image = base64.b64decode(asked.image_base64, validate=True)
+        except (binascii.Error, ValueError):
+            raise Problem(422, "invalid_field", "is not base64 (send the bytes alone, without a data: prefix)", "image_base64") from None
+    if image is None and asked.product_id is None:
+        raise Problem(422, "no_query", "nothing to search with: send image, image_base64 or product_id", "image")
+    if image is not None and asked.product_id is not None:
+        raise Problem(422, "two_queries", "a photo and a product can't be searched together", "product_id")
+    if image is not None and not image:
+        raise Problem(422, "no_query", "is empty", "image")
+    if asked.box is not None and image is None:
+        raise Problem(422, "invalid_field", "needs a photo", "box")
+    k = check_k(asked.k, config)
+    return Query(k, image, asked.product_id, asked.box, _filters(asked), asked.explain)
+
+
+def check_k(k: int | None, config: ServeConfig) -> int:
+    """`k` as asked, or the default. Raises Problem 422."""
+    k = config.default_k if k is None else k
+    if not 1 <= k <= config.max_k:
+        raise Problem(422, "invalid_field", f"must be from 1 to {config.max_k}", "k")
+    return k
+
+
+def _filters(asked: SearchRequest) -> Filters | None:
+    if asked.filters is None and asked.category is None:
+        return None
+    given = asked.filters.model_dump() if asked.filters else {}
+    category = asked.category.strip("/") if asked.category else None
+    return Filters(**given, category=category)
+
+
+class SecurityHeaders:
+    """ASGI middleware: the same protective headers on every answer."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                present = {name.lower() for name, _ in message["headers"]}
+                added = [(n, v) for n, v in SECURITY_HEADERS.items() if n not in present]
+                message = {**message, "headers": [*message["headers"], *added]}
+            await send(message)
+
+        await self.app(scope, receive, send_with_headers)

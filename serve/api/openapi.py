@@ -1,0 +1,63 @@
+"""The interface description at /openapi.json: what FastAPI can't see by itself, because the guard reads bodies in its own way."""
+
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+from pydantic.json_schema import models_json_schema
+
+from serve.api.problems import MEDIA_TYPE, ProblemBody
+from serve.api.schemas import FilterFields, SearchRequest
+
+DESCRIPTION = (
+    "What is this, and what looks like it? Send a photo, or name a product, and get the best k distinct products. "
+    "Photos are kept in memory only, and only while they are searched. Every error is RFC 9457 problem JSON that names the field."
+)
+MEANINGS = {
+    404: "There is no such thing in this release",
+    408: "The body did not arrive in time",
+    413: "The body or the photo has too many bytes",
+    415: "A media type that is not taken, or bytes that are no photo",
+    422: "A field is wrong; `errors` names it",
+    429: "More queries than this server takes at once; try again after `Retry-After` seconds",
+    503: "Not ready, or no answer in time; try again after `Retry-After` seconds",
+}
+TEMPLATE = "#/components/schemas/{model}"
+Json = dict[str, Any]
+
+
+def refusals(*codes: int) -> dict[int | str, Json]:
+    """The problems a call may answer."""
+    content = {MEDIA_TYPE: {"schema": {"$ref": TEMPLATE.format(model=ProblemBody.__name__)}}}
+    return {code: {"description": MEANINGS[code], "content": content} for code in codes}
+
+
+def search_body() -> Json:
+    """The ways to send a query to POST /v1/search."""
+    fields = SearchRequest.model_json_schema(ref_template=TEMPLATE)["properties"]
+    photo = {"type": "string", "format": "binary", "description": "the photo: JPEG, PNG, WebP or GIF"}
+    as_text = {
+        "box": {"type": "string", "description": "x0,y0,x1,y1 in pixels of the upright photo"},
+        "filters": {"type": "string", "description": 'FilterFields as JSON text, such as {"price_max": 50}'},
+    }
+    form = {**fields, **as_text, "image": photo}
+    content = {
+        "multipart/form-data": {"schema": {"type": "object", "properties": form, "additionalProperties": False}},
+        "application/json": {"schema": {"$ref": TEMPLATE.format(model=SearchRequest.__name__)}},
+        "image/*": {"schema": {**photo, "description": "the photo alone; every other field is a parameter of the URL"}},
+    }
+    return {"requestBody": {"required": True, "content": content}}
+
+
+def describe(app: FastAPI) -> None:
+    """Make `app` answer /openapi.json with every shape it takes and gives."""
+
+    def openapi() -> Json:
+        if app.openapi_schema is None:
+            schema = get_openapi(title=app.title, version=app.version, description=DESCRIPTION, routes=app.routes)
+            ours = models_json_schema([(m, "validation") for m in (SearchRequest, FilterFields, ProblemBody)], ref_template=TEMPLATE)
+            schema.setdefault("components", {}).setdefault("schemas", {}).update(ours[1]["$defs"])
+            app.openapi_schema = schema
+        return app.openapi_schema
+
+    app.openapi = openapi  # type: ignore[method-assign]

@@ -1,0 +1,181 @@
+"""The HTTP interface: paths, status codes and state. What a query does is in `serve.api.cascade`."""
+
+import asyncio
+import io
+import logging
+from collections.abc import AsyncIterator, Awaitable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Annotated, TypeVar
+
+import numpy as np
+from fastapi import FastAPI, Query, Request
+from fastapi.responses import FileResponse, JSONResponse, RedirectResponse, Response
+from PIL import Image
+from starlette.staticfiles import StaticFiles
+
+from serve.api import guard, openapi, problems
+from serve.api.cascade import Cascade
+from serve.api.openapi import refusals
+from serve.api.photos import read_photo
+from serve.api.problems import Problem
+from serve.api.schemas import Health, Limits, PartitionSummary, Ready, ReleaseAnswer, SearchAnswer
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+PAGE = Path(__file__).parent.parent / "page"
+NO_STORE = {"Cache-Control": "no-store"}
+UNCHANGING = {"Cache-Control": "public, max-age=86400, immutable"}  # an image_id is the digest of its bytes
+
+
+class Readiness:
+    """Why queries are not answered yet; none = they are."""
+
+    def __init__(self) -> None:
+        self.reason: str | None = "starting: the parts of the release are being loaded"
+
+    async def warm_up(self, cascade: Cascade) -> None:
+        """One query through every part, tried until it is answered."""
+        while self.reason is not None:
+            try:
+                await cascade.warm_up(warm_up_photo())
+                self.reason = None
+                log.info("event=ready release=%s", cascade.manifest.release_id)
+            except Exception as error:
+                self.reason = f"starting: the warm-up query failed ({type(error).__name__})"
+                log.exception("event=warm_up_failed")
+                await asyncio.sleep(1.0)
+
+
+def warm_up_photo() -> bytes:
+    """A JPEG that no catalog has."""
+    ramp = np.linspace(0, 255, 256, dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(np.stack([np.tile(ramp, (256, 1)), np.tile(ramp[:, None], (1, 256)), np.full((256, 256), 128, np.uint8)], -1)).save(
+        buffer, "JPEG"
+    )
+    return buffer.getvalue()
+
+
+def create_app(cascade: Cascade) -> FastAPI:
+    """The whole interface over one open release."""
+    config, manifest = cascade.config, cascade.manifest
+    readiness = Readiness()
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        warming = asyncio.create_task(readiness.warm_up(cascade))
+        yield
+        warming.cancel()
+        cascade.close()
+
+    app = FastAPI(title="visual-search", version="1", lifespan=lifespan, docs_url=None, redoc_url=None)
+    app.add_middleware(guard.SecurityHeaders)
+    problems.install(app)
+    openapi.describe(app)
+
+    async def in_time(answer: Awaitable[T]) -> T:
+        """`answer` within the server's own limit, whatever timeout headers a client sends."""
+        if readiness.reason is not None:
+            raise Problem(503, "not_ready", readiness.reason, headers={"Retry-After": "1"})
+        try:
+            async with asyncio.timeout(config.request_timeout_s):
+                return await answer
+        except TimeoutError:
+            raise Problem(503, "too_slow", f"no answer within {config.request_timeout_s:g} s", headers={"Retry-After": "1"}) from None
+
+    @app.post(
+        "/v1/search",
+        response_model=SearchAnswer,
+        responses=refusals(404, 408, 413, 415, 422, 429, 503),
+        openapi_extra=openapi.search_body(),
+    )
+    async def search(request: Request) -> Response:
+        """Search with a photo or a product: multipart/form-data, JSON, or the bytes of the photo as image/*."""
+        query = await guard.read_query(request, config)
+        answer = await in_time(cascade.search(query))
+        return Response(answer.model_dump_json(), media_type="application/json", headers=NO_STORE)
+
+    @app.get("/v1/products/{product_id:path}/similar", response_model=SearchAnswer, responses=refusals(404, 422, 429, 503))
+    async def similar(product_id: str, k: Annotated[int | None, Query(description="how many products")] = None) -> Response:
+        """Products that look like this one."""
+        query = guard.Query(guard.check_k(k, config), product_id=product_id)
+        answer = await in_time(cascade.search(query))
+        return Response(answer.model_dump_json(), media_type="application/json")
+
+    @app.get("/v1/images/{image_id}", response_class=Response, responses=image_responses() | refusals(404))
+    async def photo(image_id: str) -> Response:
+        """A catalog photo of this release, by the image_id of a result. One on an https host is a redirect there."""
+        uri = await cascade.in_thread(cascade.products.image_uri, image_id)
+        if uri is None:
+            raise Problem(404, "unknown_image", f"release {manifest.release_id} has no such photo", "image_id")
+        if uri.startswith(("https://", "http://")):
+            return RedirectResponse(uri, 307)
+        data, media_type = await cascade.in_thread(read_photo, uri, image_id, cascade.limits.max_bytes)
+        return Response(data, media_type=media_type, headers=UNCHANGING)
+
+    @app.get("/v1/release")
+    async def release() -> ReleaseAnswer:
+        """What is served, exactly: release, bundle and table versions, sizes, measured figures, limits."""
+        return release_answer(cascade)
+
+    @app.get("/healthz")
+    async def healthz() -> Health:
+        """This process is alive."""
+        return Health()
+
+    @app.get("/readyz", response_model=Ready, responses=refusals(503))
+    async def readyz() -> Response:
+        """Queries are answered: a warm-up query went through every part."""
+        if readiness.reason is not None:
+            raise Problem(503, "not_ready", readiness.reason, headers={"Retry-After": "1"})
+        return JSONResponse(Ready(release=manifest.release_id).model_dump(), headers=NO_STORE)
+
+    @app.get("/", include_in_schema=False)
+    async def page() -> FileResponse:
+        return FileResponse(PAGE / "index.html")
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> FileResponse:
+        return FileResponse(PAGE / "docs.html")
+
+    app.mount("/page", StaticFiles(directory=PAGE))
+    return app
+
+
+def image_responses() -> dict[int | str, dict[str, object]]:
+    """OpenAPI of a photo."""
+    kinds = ("image/jpeg", "image/png", "image/webp", "image/gif")
+    binary = {"schema": {"type": "string", "format": "binary"}}
+    return {200: {"description": "The photo", "content": dict.fromkeys(kinds, binary)}, 307: {"description": "Where the photo is"}}
+
+
+def release_answer(cascade: Cascade) -> ReleaseAnswer:
+    """The manifest, in short."""
+    manifest, config = cascade.manifest, cascade.config
+    return ReleaseAnswer(
+        release=cascade.answers.release,
+        format_version=manifest.format_version,
+        tables=manifest.tables,
+        hash=manifest.hash.model_dump(),
+        partitions=[
+            PartitionSummary(
+                name=partition.name,
+                factory=partition.spec.factory,
+                nprobe=partition.spec.nprobe,
+                num_shards=len(partition.shards),
+                num_rows=sum(shard.num_rows for shard in partition.shards),
+                num_products=sum(shard.num_products for shard in partition.shards),
+            )
+            for partition in manifest.partitions
+        ],
+        counts=manifest.counts.model_dump(),
+        metrics=manifest.metrics,
+        limits=Limits(
+            default_k=config.default_k,
+            max_k=config.max_k,
+            max_body_bytes=config.max_body_bytes,
+            max_pixels=cascade.limits.max_pixels,
+        ),
+    )

@@ -1,0 +1,178 @@
+"""What goes over the wire: the query as JSON, the answer, and the small answers about state."""
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+Box = tuple[float, float, float, float]
+
+# Part of the query language, but this version does not answer them; asking gets a clear problem, not another result.
+NOT_OFFERED = {
+    "text": "search by text is not offered by this release: its bundle has no text encoder",
+    "image_url": "search by URL is not offered: this server fetches nothing for its clients; send the photo itself",
+    "embedding": "search by an embedding made on the device is not offered by this release",
+    "gender": "ranking for the user's gender is not offered by this release; filters.gender keeps one gender only",
+}
+
+
+class FilterFields(BaseModel):
+    """Which products may be answered. Strings compare exactly."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    price_min: float | None = Field(None, ge=0, allow_inf_nan=False)
+    price_max: float | None = Field(None, ge=0, allow_inf_nan=False)
+    gender: str | None = Field(None, max_length=100)
+    brand: str | None = Field(None, max_length=200)
+    available: bool | None = None
+
+
+class SearchRequest(BaseModel):
+    """One query: a photo or a product, and what to do with it."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={"examples": [{"product_id": "MH01", "k": 5}, {"image_base64": "/9j/4AAQ...", "k": 10, "box": [40, 30, 310, 420]}]},
+    )
+
+    image_base64: str | None = Field(None, description="the photo (JPEG, PNG, WebP, GIF), base64 without a data: prefix")
+    product_id: str | None = Field(None, min_length=1, max_length=500, description="search with this product's first photo")
+    k: int | None = Field(None, ge=1, description="how many products; the server's default and most are in /v1/release")
+    category: str | None = Field(None, min_length=1, max_length=500, description="only this category or below it: apparel/shoes")
+    box: Box | None = Field(None, description="x0, y0, x1, y1 in pixels of the upright photo: search this part only")
+    filters: FilterFields | None = None
+    explain: bool = Field(False, description="adds `explain`: how the answer came about")
+
+    @field_validator("box")
+    @classmethod
+    def _box_in_order(cls, value: Box | None) -> Box | None:
+        if value is not None and not (-1e6 < value[0] < value[2] < 1e6 and -1e6 < value[1] < value[3] < 1e6):
+            raise ValueError("must be x0, y0, x1, y1 in pixels, with x0 < x1 and y0 < y1")
+        return value
+
+
+class Attributes(BaseModel):
+    """What the catalog says about a product."""
+
+    title: str = Field(examples=["Chaz Kangeroo Hoodie"])
+    price: float | None = Field(None, examples=[52.0])
+    currency: str | None = Field(None, examples=["USD"])
+    available: bool = True
+    stock: int | None = None
+    brand: str | None = None
+    gender: str | None = None
+    color: str | None = None
+    group_id: str | None = Field(None, description="joins the variants of one style")
+    popularity: float | None = None
+
+
+class ResultAnswer(BaseModel):
+    """One product."""
+
+    product_id: str = Field(examples=["MH01"])
+    score: float = Field(description="cosine of the embeddings; just under 1 for an exact match", examples=[0.83])
+    match: Literal["exact", "similar"] = Field(description="exact = a photo of this product is the query photo")
+    category: str | None = Field(examples=["apparel/hoodies"])
+    image_uri: str = Field(description="where the catalog keeps the photo that matched")
+    image_url: str | None = Field(None, description="where this server shows it; none = only at image_uri", examples=["/v1/images/6f..."])
+    attributes: Attributes
+    crop: int = Field(description="number in `crops` of the query crop that found it", examples=[0])
+    image_crop: int = Field(description="number of the stored crop that was found, 0 = the whole photo", examples=[0])
+    image_box: Box | None = Field(None, description="that crop's box, pixels of the stored upright photo")
+    why: str = Field(examples=["looks like your photo: cosine 0.83"])
+
+
+class FoundCrop(BaseModel):
+    """An item found in the query photo; crop 0 is the whole photo."""
+
+    box: Box = Field(description="x0, y0, x1, y1 in pixels of the upright upload", examples=[[12.0, 8.0, 212.0, 300.0]])
+    label: str | None = Field(description="of the detector; none for the whole photo")
+    score: float = Field(description="of the detector; 1 for the whole photo")
+    category: str | None
+    category_prob: float | None
+    results: list[ResultAnswer]
+
+
+class ReleaseRef(BaseModel):
+    """Exactly what answered."""
+
+    id: str = Field(examples=["r0123456789ab"])
+    created_at: str
+    code_version: str
+    bundle: str = Field(examples=["generated-v1"])
+    bundle_digest: str
+
+
+class ShardCount(BaseModel):
+    """Shards that were asked, and those that answered."""
+
+    asked: int
+    answered: int
+
+
+class Explanation(BaseModel):
+    """How the answer came about; only with `explain`."""
+
+    hash: dict[str, float | int | str] | None = Field(description="distance, colour_distance, variant, image_id of the match")
+    partitions: list[list[str] | None] = Field(description="per crop, the partitions searched; null = all")
+    category_probs: list[dict[str, float] | None]
+
+
+class SearchAnswer(BaseModel):
+    """The best k distinct products over the whole query, and what was found for each crop."""
+
+    results: list[ResultAnswer]
+    crops: list[FoundCrop]
+    stage: Literal["hash", "vector"] = Field(description="hash = the photo is one of ours, no network was run")
+    release: ReleaseRef
+    timings_ms: dict[str, float] = Field(examples=[{"hash": 3.1, "analyse": 14.2, "search": 2.2, "total": 21.0}])
+    partial: bool = Field(description="true = a shard did not answer, so products may be missing")
+    shards: ShardCount
+    no_match: bool = Field(description="true = nothing is good enough")
+    explain: Explanation | None = None
+
+
+class Health(BaseModel):
+    """This process is alive."""
+
+    status: Literal["ok"] = "ok"
+
+
+class Ready(BaseModel):
+    """Queries are answered."""
+
+    status: Literal["ready"] = "ready"
+    release: str
+
+
+class Limits(BaseModel):
+    """What a query may ask."""
+
+    default_k: int
+    max_k: int
+    max_body_bytes: int
+    max_pixels: int
+
+
+class PartitionSummary(BaseModel):
+    """One partition of the index."""
+
+    name: str
+    factory: str
+    nprobe: int
+    num_shards: int
+    num_rows: int
+    num_products: int
+
+
+class ReleaseAnswer(BaseModel):
+    """The release that is served: exact versions, sizes, measured figures, and the limits of this server."""
+
+    release: ReleaseRef
+    format_version: int
+    tables: dict[str, int]
+    hash: dict[str, Any]
+    partitions: list[PartitionSummary]
+    counts: dict[str, int]
+    metrics: dict[str, float]
+    limits: Limits
