@@ -1,0 +1,67 @@
+"""Commits that happen once, and tables that are checked."""
+
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from deltalake import DeltaTable
+
+from jobs.config import JobError
+from jobs.raydata.delta import append, committed, ensure_table, pinned_version, upsert
+from jobs.tables import FEATURES, FETCHES, Tables, read_table, table_version
+
+RUN = "a_job"
+
+
+def fetches(**reasons: str | None) -> pa.Table:
+    """Rows of FETCHES: uri=reason."""
+    some = {"bundle_digest": "d", "run_id": "r", "image_id": None, "detail": None, "num_bytes": 1}
+    rows = [
+        {"image_uri": uri, "status": "rejected" if reason else "embedded", "reason": reason, **some}
+        for uri, reason in reasons.items()
+    ]
+    return pa.Table.from_pylist(rows, schema=FETCHES)
+
+
+def test_append_then_upsert(tmp_path: Path) -> None:
+    tables = Tables(str(tmp_path))
+    assert committed(tables, "fetches", RUN) == 0
+    ensure_table(tables, "fetches", FETCHES)
+    ensure_table(tables, "fetches", FETCHES)
+    assert (table_version(tables, "fetches"), committed(tables, "fetches", RUN)) == (0, 0)
+    assert append(tables, "fetches", FETCHES, fetches(a=None, b="timeout", c="corrupt").to_batches(), RUN, 1) == 3
+    assert committed(tables, "fetches", RUN) == 1 and committed(tables, "fetches", "another") == 0
+    assert upsert(tables, "fetches", fetches(b=None, d=None), ("image_uri", "bundle_digest"), RUN, 2) == 1
+    stored = read_table(tables, "fetches", ["image_uri", "reason"]).to_pylist()
+    assert {row["image_uri"]: row["reason"] for row in stored} == {"a": None, "b": None, "c": "corrupt", "d": None}
+    assert len(stored) == 4 and committed(tables, "fetches", RUN) == 2 and table_version(tables, "fetches") == 2
+
+
+def test_tables_stay_readable_for_everyone(tmp_path: Path) -> None:
+    tables = Tables(str(tmp_path))
+    for name, schema in (("features", FEATURES), ("fetches", FETCHES)):
+        ensure_table(tables, name, schema)
+        protocol = DeltaTable(tables.path(name)).protocol()
+        assert protocol.min_reader_version == 1 and not protocol.reader_features
+        assert read_table(tables, name).schema.equals(schema)
+
+
+def test_an_empty_commit_is_not_taken_for_a_version(tmp_path: Path) -> None:
+    tables = Tables(str(tmp_path))
+    with pytest.raises(JobError, match=r"run jobs\.some_job first"):
+        pinned_version(tables, "fetches", "jobs.some_job")
+    ensure_table(tables, "fetches", FETCHES)
+    append(tables, "fetches", FETCHES, fetches(a=None).to_batches(), RUN, 1)
+    assert pinned_version(tables, "fetches", "jobs.some_job") == 1
+    (Path(tables.path("fetches")) / "_delta_log" / f"{2:020}.json").touch()
+    with pytest.raises(JobError, match="commit 2 is empty or damaged"):
+        pinned_version(tables, "fetches", "jobs.some_job")
+
+
+def test_a_version_is_pinned(tmp_path: Path) -> None:
+    tables = Tables(str(tmp_path))
+    ensure_table(tables, "fetches", FETCHES)
+    append(tables, "fetches", FETCHES, fetches(a=None).to_batches(), RUN, 1)
+    append(tables, "fetches", FETCHES, fetches(b=None).to_batches(), RUN, 2)
+    assert [read_table(tables, "fetches", version=v).num_rows for v in (0, 1, 2)] == [0, 1, 2]
+    assert read_table(tables, "fetches", ["reason", "image_uri"]).column_names == ["reason", "image_uri"]
