@@ -66,7 +66,7 @@ class BadFile:
         """Its bytes, from those of the source photo."""
         if self.kind == "not_an_image":
             return b"<html><body>503 Service Unavailable</body></html>\n"
-        return source[: len(source) * 2 // 5] if self.kind == "truncated" else source
+        return source[: len(source) * 3 // 5] if self.kind == "truncated" else source
 
 
 def add_bad_rows(rows: Sequence[Row], seed: int) -> tuple[list[Row], list[Row]]:

@@ -12,11 +12,11 @@ All is drawn in a folder aside, which keeps finished files over a killed run, an
 """
 
 import json
-import logging
 import multiprocessing
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from hashlib import sha256
@@ -33,8 +33,6 @@ from jobs.render.outfits import make_outfits
 from jobs.render.products import RenderedProduct, make_products
 from jobs.render.scenes import street_scene
 from jobs.render.studio import NUM_VIEWS, studio_photo
-
-log = logging.getLogger(__name__)
 
 FORMAT = 1  # raise it when the same settings give other files
 DONE = "_done.json"
@@ -59,8 +57,7 @@ class FeedCounts:
 
 def write_feed(config: RenderConfig, *, progress: bool = True) -> FeedCounts:
     """Makes `config.folder` the catalog of these settings; does nothing where it is already. Raises JobError."""
-    settings = config.model_dump(mode="json", exclude={"folder", "num_workers"}) | {"format": FORMAT}
-    folder = config.folder
+    settings, folder = settings_of(config), config.folder
     if (folder / DONE).is_file():
         done = json.loads((folder / DONE).read_text())
         if done["settings"] == settings:
@@ -68,15 +65,15 @@ def write_feed(config: RenderConfig, *, progress: bool = True) -> FeedCounts:
     elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise JobError(f"render.folder={folder} is there and is no generated catalog; name another one, or empty it")
 
-    digest = sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
-    aside = folder.parent / f".{folder.name}-{digest}"
+    aside = aside_folder(config)
     (aside / "images").mkdir(parents=True, exist_ok=True)
     (aside / "scenes").mkdir(exist_ok=True)
     products = make_products(config.num_products, config.seed)
-    draw_photos = partial(write_photos, aside, config.image_px)
-    in_chunks(draw_photos, products, config.num_workers, "products" if progress else None)
-    draw_scenes = partial(write_scenes, aside, config.scene_px, config.seed, products)
-    queries = in_chunks(draw_scenes, range(config.num_scenes), config.num_workers, "scenes" if progress else None)
+    with workers(config.num_workers) as pool:
+        in_chunks(pool, partial(write_photos, aside, config.image_px), products, "products" if progress else None)
+        casts = [Cast(number, cast_of(products, config.seed, number)) for number in range(config.num_scenes)]
+        draw_scenes = partial(write_scenes, aside, config.scene_px, config.seed)
+        queries = in_chunks(pool, draw_scenes, casts, "scenes" if progress else None)
 
     files = choose_bad_files(products, config.seed) if config.with_bad_rows else []
     for file in files:
@@ -88,7 +85,7 @@ def write_feed(config: RenderConfig, *, progress: bool = True) -> FeedCounts:
         rows, bad_rows = add_bad_rows(rows, config.seed)
     outfits = make_outfits(products, config.seed)
     write_lines(aside / "feed.jsonl", rows)
-    write_lines(aside / "queries.jsonl", sorted(queries, key=lambda query: query["path"]))
+    write_lines(aside / "queries.jsonl", queries)
     write_lines(aside / "outfits.jsonl", (asdict(outfit) for outfit in outfits))
     faults = {"rows": bad_rows, "files": [asdict(file) | {"image_uri": file.image_uri} for file in files]}
     write_aside(aside / "faults.json", json.dumps(faults, indent=1).encode())
@@ -108,6 +105,17 @@ def write_feed(config: RenderConfig, *, progress: bool = True) -> FeedCounts:
         shutil.rmtree(folder)
     aside.rename(folder)
     return counts
+
+
+def settings_of(config: RenderConfig) -> dict[str, Any]:
+    """The settings that decide what the files hold."""
+    return config.model_dump(mode="json", exclude={"folder", "num_workers"}) | {"format": FORMAT}
+
+
+def aside_folder(config: RenderConfig) -> Path:
+    """Where a catalog of these settings is drawn before it takes its place."""
+    digest = sha256(json.dumps(settings_of(config), sort_keys=True).encode()).hexdigest()[:12]
+    return config.folder.parent / f".{config.folder.name}-{digest}"
 
 
 def feed_row(product: RenderedProduct, extra: BadFile | None) -> dict[str, Any]:
@@ -133,17 +141,27 @@ def write_photos(folder: Path, px: int, products: Sequence[RenderedProduct]) -> 
     return []
 
 
-def write_scenes(
-    folder: Path, px: int, seed: int, products: Sequence[RenderedProduct], numbers: Sequence[int]
-) -> list[dict[str, Any]]:
-    """Draws scenes by number and gives their rows of queries.jsonl."""
+@dataclass(frozen=True)
+class Cast:
+    """Which products a scene shows."""
+
+    number: int
+    products: tuple[RenderedProduct, ...]
+
+
+def cast_of(products: Sequence[RenderedProduct], seed: int, number: int) -> tuple[RenderedProduct, ...]:
+    """One to MAX_IN_SCENE products for scene `number`."""
+    rng = np.random.default_rng([seed, 1, number + 1])
+    num = min(int(rng.integers(1, MAX_IN_SCENE + 1)), len(products))
+    return tuple(products[i] for i in rng.choice(len(products), num, replace=False))
+
+
+def write_scenes(folder: Path, px: int, seed: int, casts: Sequence[Cast]) -> list[dict[str, Any]]:
+    """Draws scenes and gives their rows of queries.jsonl."""
     queries = []
-    for number in numbers:
-        rng = np.random.default_rng([seed, 1, number + 1])
-        num = int(rng.integers(1, MAX_IN_SCENE + 1))
-        chosen = rng.choice(len(products), min(num, len(products)), replace=False)
-        scene = street_scene([products[i] for i in chosen], rng, px)
-        path = f"scenes/scene-{number:05d}.jpg"
+    for cast in casts:
+        scene = street_scene(cast.products, np.random.default_rng([seed, 5, cast.number + 1]), px)
+        path = f"scenes/scene-{cast.number:05d}.jpg"
         write_jpeg(folder / path, scene.pixels)
         queries.append(
             {
@@ -158,34 +176,30 @@ def write_scenes(
     return queries
 
 
-def in_chunks(
-    work: Callable[[Sequence[Any]], list[dict[str, Any]]], items: Sequence[Any], num_workers: int, title: str | None
-) -> list[dict[str, Any]]:
-    """`work` over pieces of `items` in processes of their own (never forked from this one); rows in any order.
+@contextmanager
+def workers(num: int) -> Iterator[ProcessPoolExecutor | None]:
+    """Processes started afresh, never forked from this one, which may hold threads; None for one worker: this process."""
+    if num == 1:
+        yield None
+        return
+    with ProcessPoolExecutor(num, mp_context=multiprocessing.get_context("forkserver")) as pool:
+        yield pool
 
-    `title`: of the progress bar; None shows none.
-    """
+
+def in_chunks(
+    pool: ProcessPoolExecutor | None,
+    work: Callable[[Sequence[Any]], list[dict[str, Any]]],
+    items: Sequence[Any],
+    title: str | None,
+) -> list[dict[str, Any]]:
+    """Rows that `work` gives for pieces of `items`, in order. `title`: of the progress bar; None shows none."""
     chunks = [items[at : at + CHUNK] for at in range(0, len(items), CHUNK)]
     rows: list[dict[str, Any]] = []
     with tqdm(total=len(items), desc=title, disable=title is None) as bar:
-        for chunk, result in finished(work, chunks, num_workers):
+        for chunk, result in zip(chunks, (pool.map if pool else map)(work, chunks), strict=True):
             rows += result
             bar.update(len(chunk))
     return rows
-
-
-def finished(
-    work: Callable[[Sequence[Any]], list[dict[str, Any]]], chunks: Sequence[Sequence[Any]], num_workers: int
-) -> Iterator[tuple[Sequence[Any], list[dict[str, Any]]]]:
-    """Chunks with their results, as they come."""
-    if num_workers == 1 or len(chunks) < 2:
-        for chunk in chunks:
-            yield chunk, work(chunk)
-        return
-    with ProcessPoolExecutor(num_workers, mp_context=multiprocessing.get_context("forkserver")) as pool:
-        tasks = {pool.submit(work, chunk): chunk for chunk in chunks}
-        for task in as_completed(tasks):
-            yield tasks[task], task.result()
 
 
 def write_jpeg(path: Path, pixels: np.ndarray) -> None:

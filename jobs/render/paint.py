@@ -109,7 +109,7 @@ def paint(product: RenderedProduct, turn_22: np.ndarray, px: int) -> np.ndarray:
     solid = np.concatenate([o for o, part in zip(outlines, drawing.parts, strict=True) if part.paint != "hole"])
     low, high = solid.min(axis=0), solid.max(axis=0)
     scale = px * SUPERSAMPLE / float((high - low).max())
-    width, height = (max(2, int(np.ceil(side / SUPERSAMPLE))) for side in (high - low) * scale)
+    width, height = (max(2, int(np.ceil(side / SUPERSAMPLE - 1e-6))) for side in (high - low) * scale)
 
     canvas = Image.new("L", (width * SUPERSAMPLE, height * SUPERSAMPLE), 0)
     draw = ImageDraw.Draw(canvas)
