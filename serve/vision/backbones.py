@@ -121,6 +121,19 @@ def pad_as_tensorflow(network: nn.Module) -> None:
                 setattr(parent, name, same)
 
 
+def published_weights(arch: str, tag: str) -> torchvision.models.Weights:
+    """Torchvision's entry for its published weights `tag` of `arch` ("download" = the best). Raises BundleError."""
+    if arch not in torchvision.models.list_models():
+        raise BundleError(f"arch {arch!r} is not known to torchvision")
+    weights = torchvision.models.get_model_weights(arch)
+    tags = [entry.name for entry in weights]
+    if tag not in ("download", *tags):
+        raise BundleError(
+            f"weights {tag!r}: neither a file nor a tag of torchvision's {arch}; allowed: download, {', '.join(tags)}"
+        )
+    return weights.DEFAULT if tag == "download" else weights[tag]
+
+
 def load_exactly(network: nn.Module, tensors: dict[str, torch.Tensor], path: Path, arch: str) -> None:
     """Loads `tensors` (of the file `path`) into `network`. Raises BundleError on a key or shape that does not fit."""
     expected, tensors = without_counters(network.state_dict()), without_counters(tensors)

@@ -12,7 +12,7 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.ssd import SSD
 from torchvision.ops import FrozenBatchNorm2d
 
-from serve.vision.backbones import load_exactly, read_tensors
+from serve.vision.backbones import load_exactly, published_weights, read_tensors
 from serve.vision.spec import BundleError
 
 # Family -> a bias with one number a class, and how often the classes repeat in it (anchors a place).
@@ -72,13 +72,15 @@ def torchvision_detector(arch: str, num_classes: int) -> nn.Module:
     return network.eval()
 
 
-def downloaded_detector(arch: str, tag: str) -> tuple[dict[str, torch.Tensor], tuple[str, ...]]:
-    """Torchvision's published weights `tag` of `arch`, as `torchvision_detector` takes them, and its labels."""
-    weights = torchvision.models.get_model_weights(arch)
-    chosen = weights.DEFAULT if tag == "download" else weights[tag]
-    published = torchvision.models.get_model(arch, weights=chosen)
-    labels = tuple(chosen.meta["categories"][1:])
-    return with_standard_norms(published, torchvision_detector(arch, len(labels) + 1)), labels
+def published_labels(arch: str, tag: str) -> tuple[str, ...]:
+    """Label names of torchvision's published weights, without the background. Raises BundleError."""
+    return tuple(published_weights(arch, tag).meta["categories"][1:])
+
+
+def downloaded_detector(arch: str, tag: str) -> dict[str, torch.Tensor]:
+    """Torchvision's published weights `tag` of `arch`, as `torchvision_detector` takes them. Raises BundleError, OSError."""
+    published = torchvision.models.get_model(arch, weights=published_weights(arch, tag))
+    return with_standard_norms(published, torchvision_detector(arch, len(published_labels(arch, tag)) + 1))
 
 
 def with_standard_norms(published: nn.Module, plain: nn.Module) -> dict[str, torch.Tensor]:

@@ -1,0 +1,58 @@
+"""What lies in a bundle's folder, and the digest that names it: read without opening a network."""
+
+import hashlib
+import json
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from serve.vision.spec import BundleConfig, BundleError
+
+CONFIG_FILE = "bundle.json"
+ADDRESS_CHARS = 16  # of the digest, in the folder's name
+
+
+def read_config(folder: Path) -> BundleConfig:
+    """The checked bundle.json of `folder`. Raises BundleError."""
+    path = folder / CONFIG_FILE
+    if not path.is_file():
+        raise BundleError(f"{folder}: no bundle: it has no {CONFIG_FILE}")
+    try:
+        config = BundleConfig.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        problem = error.errors()[0]
+        raise BundleError(f"{path}: {'.'.join(map(str, problem['loc']))}: {problem['msg']}") from error
+    if config.name is None or config.encoder is None or config.encoder.weights is None:
+        raise BundleError(f"{path}: a bundle has a name and an encoder with weights")
+    detector = config.detector
+    if detector.kind != "none" and (detector.weights is None or not isinstance(detector.labels, tuple)):
+        raise BundleError(f"{path}: a detector of kind {detector.kind} has weights and a list of labels")
+    for name in weights_of(config):
+        if Path(name).name != name:
+            raise BundleError(f"{path}: weights {name!r}: expected the name of a file in this folder")
+        if not (folder / name).is_file():
+            raise BundleError(f"{folder}: the weights {name} that {CONFIG_FILE} names are missing")
+    return config
+
+
+def weights_of(config: BundleConfig) -> list[str]:
+    """Names of the weights files that a bundle's config names."""
+    parts = (config.encoder, config.detector)
+    return [part.weights for part in parts if part is not None and part.weights is not None]
+
+
+def bundle_digest(folder: Path) -> str:
+    """Hex SHA-256 over bundle.json and the files it names, with their names; other files do not count. Raises BundleError."""
+    names = [CONFIG_FILE, *sorted(weights_of(read_config(folder)))]
+    digests = {name: file_digest(folder / name) for name in names}
+    return hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def is_address(name: str) -> bool:
+    """Whether a folder's name is the start of a digest."""
+    return len(name) == ADDRESS_CHARS and all(char in "0123456789abcdef" for char in name)
