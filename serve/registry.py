@@ -13,9 +13,11 @@ from serve.index.manifest import MANIFEST_NAME, ReleaseError, file_sha256
 from serve.settings import RegistryConfig, StoreConfig
 
 if TYPE_CHECKING:
+    from mlflow.entities.model_registry import ModelVersion
     from mlflow.tracking import MlflowClient
 
 CANDIDATE, CHAMPION, PREVIOUS = "candidate", "champion", "previous"
+RELEASE_ID_TAG, SHA256_TAG, FOLDER_TAG = "release_id", "manifest_sha256", "release_folder"
 
 
 class NoChampionError(ReleaseError):
@@ -33,13 +35,38 @@ class RegisteredRelease:
 
 
 def registry_client(registry: RegistryConfig) -> "MlflowClient":
-    """A client of `registry.uri`, telemetry off. Raises ReleaseError for MLflow's deprecated file store."""
-    raise NotImplementedError
+    """A client of `registry.uri`, telemetry off. Raises ReleaseError for MLflow's file store, which it has given up."""
+    if registry.uri.startswith("file:") or "://" not in registry.uri:
+        raise ReleaseError(
+            f"registry.uri={registry.uri}: MLflow has no file store any more; use sqlite:///PATH or a server's URI"
+        )
+    if registry.uri.startswith("sqlite:///"):
+        Path(registry.uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read when MLflow is imported
+    from mlflow.tracking import MlflowClient
+
+    return MlflowClient(tracking_uri=registry.uri, registry_uri=registry.uri)
 
 
 def registered(registry: RegistryConfig, store: StoreConfig, alias: str) -> RegisteredRelease | None:
-    """The release that `alias` names; None when nobody has the alias."""
-    raise NotImplementedError
+    """The release that `alias` names; None when nothing has the alias."""
+    client = registry_client(registry)
+    found = client.search_registered_models(filter_string=f"name = '{registry.model}'")
+    version = found[0].aliases.get(alias) if found else None
+    return None if version is None else of_version(client.get_model_version(registry.model, str(version)), store)
+
+
+def of_version(version: "ModelVersion", store: StoreConfig) -> RegisteredRelease:
+    """What a registered model version says. Raises ReleaseError when it is no release."""
+    missing = [tag for tag in (RELEASE_ID_TAG, SHA256_TAG, FOLDER_TAG) if tag not in version.tags]
+    if missing:
+        raise ReleaseError(
+            f"model {version.name} version {version.version} has no tags {missing}; was it published by this suite?"
+        )
+    folder = (store.root / version.tags[FOLDER_TAG]).resolve()
+    if not folder.is_relative_to(store.releases.resolve()):
+        raise ReleaseError(f"model {version.name} version {version.version}: {folder} is not inside {store.releases}")
+    return RegisteredRelease(str(version.version), version.tags[RELEASE_ID_TAG], folder, version.tags[SHA256_TAG])
 
 
 def champion(registry: RegistryConfig, store: StoreConfig) -> Path:
@@ -47,9 +74,28 @@ def champion(registry: RegistryConfig, store: StoreConfig) -> Path:
 
     Raises NoChampionError when nothing is published, ReleaseError when the folder is gone or its manifest was changed.
     """
-    raise NotImplementedError
+    found = registered(registry, store, CHAMPION)
+    if found is None:
+        raise NoChampionError(
+            f"no champion yet in {registry.uri}: run `python -m jobs.nightly --conf FILE --set feed.uri=PATH` first"
+        )
+    manifest = found.folder / MANIFEST_NAME
+    if not manifest.is_file():
+        raise ReleaseError(
+            f"{manifest}: missing, yet the registry names it champion; is store.root right? "
+            "`python -m jobs.publish_release --rollback` serves the previous release"
+        )
+    if file_sha256(manifest) != found.manifest_sha256:
+        raise ReleaseError(
+            f"{manifest}: its SHA-256 is not the registered one, the manifest was changed after it was published; "
+            "`python -m jobs.publish_release --rollback` serves the previous release"
+        )
+    return found.folder
 
 
 def release_folder(store: StoreConfig, release_id: str) -> Path:
     """Folder of the published release `release_id`. Raises ReleaseError that lists those there are."""
-    raise NotImplementedError
+    known = sorted(path.parent.name for path in store.releases.glob(f"[!.]*/{MANIFEST_NAME}"))
+    if release_id not in known:
+        raise ReleaseError(f"release {release_id!r} is not in {store.releases}; there are: {', '.join(known) or 'none'}")
+    return store.releases / release_id

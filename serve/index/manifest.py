@@ -13,6 +13,8 @@ from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
+from serve.index.hash_exit import HashExit
+
 MANIFEST_NAME = "manifest.json"
 FORMAT_VERSION = 1
 
@@ -92,8 +94,13 @@ class HashEntry(Part):
     max_distance: int = Field(ge=-1, description="of 256 bits; -1 = the stage answers nothing")
     max_colour_distance: float
     min_quality: float
-    false_accept_frac: float | None = Field(description="measured on the catalog's photos; none = not measured")
-    found_frac: float | None = Field(description="share of edited catalog photos found again; none = not measured")
+    false_accept_frac: float = Field(description="measured on the catalog's photos")
+    found_frac: float = Field(description="share of edited catalog photos found again")
+
+    @property
+    def exit(self) -> HashExit:
+        """The thresholds as the kernel takes them."""
+        return HashExit(**self.model_dump(exclude={"kind", "version"}))
 
 
 class Counts(Part):

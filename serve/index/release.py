@@ -2,18 +2,38 @@
 
 Three parts that open apart, so that a searcher process maps only the vectors of its shards and an ingress only the hash
 tables and the products: `ShardGroup`, `HashStage`, `ProductStore`. `Release` is all three in one process (jobs, tests).
-Everything returned is plain data that pickles small.
+Everything returned is plain data that pickles small. Letters: S shards, Q queries, D width, K neighbours.
 """
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
+import faiss
 import numpy as np
 
-from serve.index.manifest import Manifest
+from serve.index.filters import Filters, allowed_products
+from serve.index.hash_stage import HashMatch, HashStage
+from serve.index.manifest import Manifest, ReleaseError, read_manifest, verify_release
+from serve.index.merge import merge_top_k
+from serve.index.records import bucket_of
+from serve.index.shard import OpenShard, Shard, open_shards
 from serve.vision.hash import Fingerprint
+
+__all__ = [
+    "Candidate",
+    "Filters",
+    "HashMatch",
+    "HashStage",
+    "ProductStore",
+    "Release",
+    "ShardGroup",
+    "assign_shards",
+    "merge_candidates",
+]
+
+ZERO_LENGTH = 1e-6  # a query shorter than this has no direction
+Box = tuple[float, float, float, float]
 
 
 class Candidate(NamedTuple):
@@ -23,51 +43,39 @@ class Candidate(NamedTuple):
     score: float  # cosine of query and stored embedding, exact
     image_id: str
     crop: int
-    box: tuple[float, float, float, float]  # pixels of the upright stored image: x0, y0, x1, y1
+    box: Box  # pixels of the upright stored image: x0, y0, x1, y1
     category: str | None  # of the product in the catalog
     image_uri: str
     shard: str  # path of its shard in the release
 
 
-@dataclass(frozen=True)
-class Filters:
-    """Which products may be answered; none = all. Strings compare exactly, `category` as a path prefix."""
-
-    price_min: float | None = None
-    price_max: float | None = None
-    gender: str | None = None
-    brand: str | None = None
-    available: bool | None = None
-    category: str | None = None
-    without: frozenset[str] = frozenset()  # product ids that must not come back, such as those deleted since the build
-
-
-@dataclass(frozen=True)
-class HashMatch:
-    """A stored photo that is the query photo."""
-
-    product_ids: tuple[str, ...]  # those that own an accepted photo, best first
-    image_id: str  # of the best
-    image_uri: str
-    category: str | None
-    distance: int  # of 256 bits
-    colour_distance: float
-    variant: int  # dihedral variant of the query under which it was found
-    embedding: np.ndarray  # (D,) float32, crop 0 of the best
+def check_queries(embeddings_QD: np.ndarray, dim: int) -> np.ndarray:
+    """The queries as float32 of unit length. Raises ReleaseError for another width, NaN, inf or zero vectors."""
+    if embeddings_QD.ndim != 2 or embeddings_QD.shape[1] != dim:
+        raise ReleaseError(f"query embeddings of shape {embeddings_QD.shape}; this release takes (queries, {dim})")
+    queries_QD = np.ascontiguousarray(embeddings_QD, np.float32)
+    lengths_Q1 = np.linalg.norm(queries_QD, axis=1, keepdims=True)
+    if not np.isfinite(lengths_Q1).all() or (lengths_Q1 < ZERO_LENGTH).any():
+        raise ReleaseError("a query embedding is NaN, infinite or zero; it has no neighbours")
+    return np.asarray(queries_QD / lengths_Q1)
 
 
 class ShardGroup:
-    """Some shards of a release, open for vector search. One deployment holds one group."""
+    """Some shards of a release, open for vector search. One deployment holds one group. Safe to share between threads."""
+
+    def __init__(self, shards: Sequence[OpenShard], dim: int, threads: int) -> None:
+        self.shards, self.dim, self.threads = shards, dim, threads
+        self.starts = np.concatenate([[0], np.cumsum([s.shard.num_rows for s in shards], dtype=np.int64)])  # first row of each
 
     @classmethod
-    def open(cls, folder: Path, manifest: Manifest, shards: Collection[str] | None = None, threads: int = 1) -> "ShardGroup":
+    def open(cls, folder: Path, manifest: Manifest, shards: Collection[str] | None = None, threads: int = 1) -> Self:
         """Map the shards whose paths are in `shards` (none = all). Files are not verified here; see `verify_release`."""
-        raise NotImplementedError
+        return cls(open_shards(folder, manifest, shards), manifest.bundle.dim, threads)
 
     @property
     def paths(self) -> tuple[str, ...]:
         """Shard paths in this group."""
-        raise NotImplementedError
+        return tuple(opened.path for opened in self.shards)
 
     def search(
         self,
@@ -78,63 +86,102 @@ class ShardGroup:
     ) -> list[list[Candidate]]:
         """Per query the best k distinct products of these shards, best first (fewer when there are fewer).
 
-        Embeddings are float32 (Q, D), unit length. Raises ReleaseError for another width, NaN, inf or zero vectors.
+        Embeddings are (Q, D) floats. Raises ReleaseError for another width, NaN, inf or zero vectors.
         `partitions`: names of those to search; none = all.
         """
-        raise NotImplementedError
+        queries_QD = check_queries(embeddings_QD, self.dim)
+        faiss.omp_set_num_threads(self.threads)  # OpenMP keeps this number per calling thread
+        searched = [i for i, opened in enumerate(self.shards) if partitions is None or opened.partition in partitions]
+        if not searched:
+            return [[] for _ in queries_QD]
+        scores_SQK, rows_SQK = [], []
+        for i in searched:
+            shard = self.shards[i].shard
+            scores_QK, rows_QK = shard.search_products(queries_QD, k, allowed_products(shard.records, filters))
+            scores_SQK.append(scores_QK)
+            rows_SQK.append(np.where(rows_QK >= 0, rows_QK + self.starts[i], -1))
+        # A product lives in one shard, so distinct products of each are distinct products of all.
+        scores_QK, rows_QK = merge_top_k(np.stack(scores_SQK), np.stack(rows_SQK), k)
+        return [
+            [self._candidate(int(row), float(score)) for score, row in zip(scores_K, rows_K, strict=True) if row >= 0]
+            for scores_K, rows_K in zip(scores_QK, rows_QK, strict=True)
+        ]
 
-    def product_embedding(self, product_id: str) -> np.ndarray | None:
-        """(D,) float32 of the whole first photo; None when the product is in none of these shards."""
-        raise NotImplementedError
-
-
-class HashStage:
-    """Hashes and colours of a release: is this photo one of ours?"""
-
-    @classmethod
-    def open(cls, folder: Path, manifest: Manifest, shards: Collection[str] | None = None) -> "HashStage":
-        """Map the hash tables of `shards` (none = all)."""
-        raise NotImplementedError
-
-    def match(self, fingerprint: Fingerprint, without: Collection[str] = ()) -> HashMatch | None:
-        """The stored photo that the query photo is, by the calibrated exit; None = go on with the vector stage."""
-        raise NotImplementedError
+    def _candidate(self, row: int, score: float) -> Candidate:
+        """Row `row`, counted through over the group, in words."""
+        place = int(np.searchsorted(self.starts, row, side="right")) - 1
+        opened, row = self.shards[place], row - int(self.starts[place])
+        records = opened.shard.records
+        image, product = int(records.image_of_row_R[row]), int(records.product_of_row_R[row])
+        x0, y0, x1, y1 = (float(side[row]) for side in records.boxes)
+        return Candidate(
+            product_id=records.product_id(product),
+            score=score,
+            image_id=records.image_id(image),
+            crop=int(records.crop_of_row_R[row]),
+            box=(x0, y0, x1, y1),
+            category=records.category(product),
+            image_uri=records.image_uri(image),
+            shard=opened.path,
+        )
 
 
 class ProductStore:
     """Attributes of every product of a release, looked up on disk by binary search."""
 
+    def __init__(self, shards: Sequence[OpenShard], num_buckets: int) -> None:
+        self.num_buckets = num_buckets
+        self.by_bucket = [[opened.shard for opened in shards if opened.bucket == bucket] for bucket in range(num_buckets)]
+
     @classmethod
-    def open(cls, folder: Path, manifest: Manifest, shards: Collection[str] | None = None) -> "ProductStore":
+    def open(cls, folder: Path, manifest: Manifest, shards: Collection[str] | None = None) -> Self:
         """Map the products of `shards` (none = all)."""
-        raise NotImplementedError
+        return cls(open_shards(folder, manifest, shards), manifest.num_buckets)
 
     def product(self, product_id: str) -> dict[str, Any] | None:
-        """title, category, price, currency, available, stock, gender, brand, color, group_id, popularity, image_uri."""
-        raise NotImplementedError
+        """Its columns of records.PRODUCTS and image_uri; None when there is no such product."""
+        found = self._find(product_id)
+        return found[0].records.attributes(found[1]) if found else None
 
     def embedding(self, product_id: str) -> np.ndarray | None:
         """(D,) float32 of the product's whole first photo; None when there is no such product."""
-        raise NotImplementedError
+        found = self._find(product_id)
+        if found is None:
+            return None
+        shard, product = found
+        return shard.embedding(int(shard.records.crop_rows[shard.records.first_image(product)]))
+
+    def _find(self, product_id: str) -> tuple[Shard, int] | None:
+        """The product's shard and its row in products.arrow."""
+        for shard in self.by_bucket[bucket_of(product_id, self.num_buckets)]:
+            product = shard.records.find(product_id)
+            if product is not None:
+                return shard, product
+        return None
 
 
 class Release:
     """One whole release in this process: manifest, hash stage, shards, products."""
 
-    folder: Path
-    manifest: Manifest
-    group: ShardGroup
-    hashes: HashStage
-    products: ProductStore
+    def __init__(self, folder: Path, manifest: Manifest, threads: int = 1) -> None:
+        """Maps every shard; `manifest` may be one that is not written yet (evaluate_index)."""
+        shards = open_shards(folder, manifest, None)
+        self.folder, self.manifest = folder, manifest
+        self.group = ShardGroup(shards, manifest.bundle.dim, threads)
+        self.hashes = HashStage(shards, manifest)
+        self.products = ProductStore(shards, manifest.num_buckets)
 
     @classmethod
-    def open(cls, folder: Path, *, verify: bool = True, threads: int = 1) -> "Release":
+    def open(cls, folder: Path, *, verify: bool = True, threads: int = 1) -> Self:
         """Read the manifest, check every file against it unless `verify` is off, map everything. Raises ReleaseError."""
-        raise NotImplementedError
+        manifest = read_manifest(folder)
+        if verify:
+            verify_release(folder, manifest)
+        return cls(folder, manifest, threads)
 
-    def hash_stage(self, fingerprint: Fingerprint) -> HashMatch | None:
+    def hash_stage(self, fingerprint: Fingerprint, filters: Filters | None = None) -> HashMatch | None:
         """See HashStage.match."""
-        raise NotImplementedError
+        return self.hashes.match(fingerprint, filters)
 
     def search(
         self,
@@ -144,22 +191,32 @@ class Release:
         filters: Filters | None = None,
     ) -> list[list[Candidate]]:
         """See ShardGroup.search."""
-        raise NotImplementedError
+        return self.group.search(embeddings_QD, k, partitions, filters)
 
     def product(self, product_id: str) -> dict[str, Any] | None:
         """See ProductStore.product."""
-        raise NotImplementedError
+        return self.products.product(product_id)
 
     def product_embedding(self, product_id: str) -> np.ndarray | None:
         """See ProductStore.embedding."""
-        raise NotImplementedError
+        return self.products.embedding(product_id)
 
 
 def assign_shards(manifest: Manifest, num_groups: int) -> list[tuple[str, ...]]:
-    """Shard paths of each of `num_groups` groups, balanced by rows; the same answer on every process."""
-    raise NotImplementedError
+    """Shard paths of each of `num_groups` groups, balanced by rows (largest first, to the lightest group); always the same."""
+    groups: list[list[str]] = [[] for _ in range(num_groups)]
+    rows = [0] * num_groups
+    for _, entry in sorted(manifest.shards(), key=lambda pair: (-pair[1].num_rows, pair[1].path)):
+        lightest = rows.index(min(rows))
+        groups[lightest].append(entry.path)
+        rows[lightest] += entry.num_rows
+    return [tuple(group) for group in groups]
 
 
 def merge_candidates(found: Sequence[Sequence[Candidate]], k: int) -> list[Candidate]:
-    """Best k distinct products of several shard groups' answers to one query."""
-    raise NotImplementedError
+    """Best k distinct products of several answers to one query, each by its best crop; equal scores by product_id."""
+    best: dict[str, Candidate] = {}
+    for candidate in (candidate for part in found for candidate in part):
+        if candidate.product_id not in best or candidate.score > best[candidate.product_id].score:
+            best[candidate.product_id] = candidate
+    return sorted(best.values(), key=lambda candidate: (-candidate.score, candidate.product_id))[:k]

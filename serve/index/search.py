@@ -3,20 +3,21 @@
 Letters: Q query crops, D width, k results asked for.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
-from serve.index.manifest import Manifest
-from serve.index.release import Candidate, Filters, HashMatch, Release
+import numpy as np
+
+from serve.index.manifest import Manifest, ReleaseError
+from serve.index.release import Box, Candidate, Filters, HashMatch, Release
 from serve.vision.crop import Crop
 
 if TYPE_CHECKING:
     from serve.vision.bundle import Bundle, CropFeatures
     from serve.vision.guarded import GuardedDecoder
 
-EXACT_SCORE = 1.0 - 1e-6  # of a product that the hash stage found; above every "similar" one
-Box = tuple[float, float, float, float]
+EXACT_SCORE = 1.0 - 1e-6  # of a product that the hash stage found; no "similar" one is above it
 
 
 class Result(NamedTuple):
@@ -53,28 +54,106 @@ class Answer:
     release_id: str
 
 
+class Searcher(Protocol):
+    """A Release or a ShardGroup."""
+
+    def search(
+        self, embeddings_QD: np.ndarray, k: int, partitions: Collection[str] | None = None, filters: Filters | None = None
+    ) -> list[list[Candidate]]: ...
+
+
 def route(manifest: Manifest, category_probs: Mapping[str, float] | None) -> list[str] | None:
     """Partitions to search for a crop with these predicted categories, likeliest first.
 
     Taken until their probability passes `manifest.route_threshold`; None = all of them (no prediction, or too much of its
-    probability is on categories that no partition is named after).
+    probability is on categories that no partition holds).
     """
-    raise NotImplementedError
+    if not category_probs or len(manifest.partitions) == 1:
+        return None
+    owners = {prefix: partition.name for partition in manifest.partitions for prefix in partition.categories}
+    probs: dict[str, float] = {}
+    for category, prob in category_probs.items():
+        owner = owners.get(category_prefix(category, manifest.partition_depth))
+        if owner is not None:
+            probs[owner] = probs.get(owner, 0.0) + prob
+    chosen: list[str] = []
+    passed = 0.0
+    for name in sorted(probs, key=lambda name: (-probs[name], name)):
+        chosen.append(name)
+        passed += probs[name]
+        if passed >= manifest.route_threshold:
+            return chosen
+    return None
+
+
+def category_prefix(category: str | None, depth: int) -> str:
+    """The first `depth` levels of a category path; "" for none."""
+    return "/".join((category or "").split("/")[:depth])
+
+
+def search_crops(
+    searcher: Searcher,
+    embeddings_QD: np.ndarray,
+    k: int,
+    routes: Sequence[Sequence[str] | None],
+    filters: Filters | None = None,
+) -> list[list[Candidate]]:
+    """Per crop the best k distinct products in the partitions of its route; crops of one route are searched together."""
+    found: list[list[Candidate]] = [[] for _ in routes]
+    keys = [None if partitions is None else frozenset(partitions) for partitions in routes]
+    for key in dict.fromkeys(keys):
+        crops = [q for q, other in enumerate(keys) if other == key]
+        for q, candidates in zip(crops, searcher.search(embeddings_QD[crops], k, key, filters), strict=True):
+            found[q] = candidates
+    return found
 
 
 def fuse_crops(found: Sequence[Sequence[Candidate]], k: int) -> tuple[Result, ...]:
     """Best k distinct products over all query crops; a product's score is its best over the crops."""
-    raise NotImplementedError
+    best: dict[str, Result] = {}
+    for number, candidates in enumerate(found):
+        for candidate in candidates:
+            if candidate.product_id not in best or candidate.score > best[candidate.product_id].score:
+                best[candidate.product_id] = similar_result(candidate, number)
+    return tuple(sorted(best.values(), key=lambda result: (-result.score, result.product_id))[:k])
+
+
+def similar_result(candidate: Candidate, query_crop: int) -> Result:
+    """A candidate as a result of the vector stage."""
+    return Result(
+        product_id=candidate.product_id,
+        score=candidate.score,
+        match="similar",
+        category=candidate.category,
+        image_id=candidate.image_id,
+        image_uri=candidate.image_uri,
+        query_crop=query_crop,
+        crop=candidate.crop,
+        box=candidate.box,
+    )
 
 
 def hash_answer(match: HashMatch, similar: Sequence[Candidate], k: int) -> tuple[Result, ...]:
     """Products of the matched photo first ("exact"), then those nearest to its stored embedding ("similar")."""
-    raise NotImplementedError
+    exact = [
+        Result(product_id, EXACT_SCORE, "exact", match.category, match.image_id, match.image_uri, 0, 0, None)
+        for product_id in match.product_ids
+    ]
+    rest = [similar_result(c, 0) for c in similar if c.product_id not in match.product_ids]
+    return tuple((exact + [result._replace(score=min(result.score, EXACT_SCORE)) for result in rest])[:k])
 
 
 def crop_answers(features: Sequence["CropFeatures"], found: Sequence[Sequence[Candidate]], k: int) -> tuple[CropAnswer, ...]:
     """Each query crop with its own best k products."""
-    raise NotImplementedError
+    return tuple(
+        CropAnswer(
+            crop=feature.crop,
+            category=feature.category,
+            category_prob=feature.category_prob,
+            results=tuple(similar_result(candidate, number) for candidate in candidates[:k]),
+        )
+        for number, (feature, candidates) in enumerate(zip(features, found, strict=True))
+    )
 
 
 def search_photo(
@@ -87,5 +166,20 @@ def search_photo(
     use_hash: bool = True,
     filters: Filters | None = None,
 ) -> Answer:
-    """Answer one encoded photo. Raises ImageError for what is no photo, ReleaseError for a bundle the release was not built with."""
-    raise NotImplementedError
+    """Answer one encoded photo. Raises ImageError for what is no photo, ReleaseError for another bundle than the release's."""
+    manifest = release.manifest
+    if bundle.digest != manifest.bundle.digest:
+        raise ReleaseError(
+            f"bundle {bundle.digest[:12]} does not make the vectors of release {manifest.release_id}, which has bundle "
+            f"{manifest.bundle.digest[:12]}; open that bundle or build the release again"
+        )
+    filters = filters or Filters()
+    match = release.hash_stage(decoder.fingerprint(data), filters) if use_hash else None
+    if match is not None:
+        known = replace(filters, without=filters.without | set(match.product_ids))
+        similar = release.search(match.embedding[None], k, filters=known)[0]
+        return Answer(hash_answer(match, similar, k), (), "hash", manifest.release_id)
+    features = bundle.analyse([decoder.decode(data)])[0]
+    routes = [route(manifest, feature.category_probs) for feature in features]
+    found = search_crops(release, np.stack([feature.embedding for feature in features]), k, routes, filters)
+    return Answer(fuse_crops(found, k), crop_answers(features, found, k), "vector", manifest.release_id)
