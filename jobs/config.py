@@ -119,9 +119,12 @@ class TrainEncoderConfig(Section):
 
     arch: str = "mobilenet_v3_small"
     embedding_dim: int = Field(128, ge=8)
-    size_px: int = Field(128, ge=32)
+    input_px: tuple[int, ...] = Field(
+        (96, 96, 96, 96, 96, 96, 128), min_length=1, description="input side by epoch; the last one stays, and is shipped"
+    )
     loss: str = Field("arcface", description="a name of jobs.training.losses.LOSSES")
     category_weight: float = Field(0.2, ge=0, description="of the category head's cross-entropy in the loss")
+    attribute_weight: float = Field(1.0, ge=0, description="of the cross-entropy of colour, pattern, logo and shape; 0 = not used")
     epochs: int = Field(30, ge=1)
     passes: int = Field(1, ge=1, description="times an epoch draws K photos of every product")
     batch_products: int = Field(16, ge=2, description="P of P x K sampling")
@@ -140,8 +143,11 @@ class TrainDetectorConfig(Section):
     """A class-agnostic item detector on the training scenes."""
 
     arch: str = "ssdlite320_mobilenet_v3_large"
-    input_px: tuple[int, ...] = Field((192, 192, 192, 320), description="input side by epoch; the last one for all later epochs")
-    epochs: int = Field(8, ge=1)
+    input_px: tuple[int, ...] = Field(
+        (160, 160, 160, 192, 192, 224), min_length=1, description="input side by epoch; the last one stays, and is shipped"
+    )
+    plain_frac: float = Field(0.25, ge=0, description="products on plain ground for each street scene of an epoch")
+    epochs: int = Field(6, ge=1)
     batch_size: int = Field(16, ge=2)
     learning_rate: float = Field(2e-3, gt=0)
     threads: int = Field(2, ge=1)

@@ -21,10 +21,13 @@ def uniform(rng: torch.Generator, num: int, low: float, high: float) -> Tensor:
     return torch.rand(num, generator=rng) * (high - low) + low
 
 
-def letterbox(tiles_N3TT: Tensor, boxes_N4: Tensor, size_px: int, degrees_N: Tensor | None = None) -> Tensor:
+def letterbox(
+    tiles_N3TT: Tensor, boxes_N4: Tensor, size_px: int, degrees_N: Tensor | None = None, relight: torch.Generator | None = None
+) -> Tensor:
     """(N, 3, S, S): each box scaled to fit the square, centred, white beside it; its content turned by `degrees_N`.
 
-    Boxes are shares of the tile's sides (0..1). The same picture as Preprocess(resize="pad", pad_value=255) of a crop.
+    Boxes are shares of the tile's sides (0..1). The same picture as Preprocess(resize="pad", pad_value=255) of a crop;
+    `relight` puts it under other light (see `relit`), but not the white beside it.
     """
     centres_N2 = (boxes_N4[:, :2] + boxes_N4[:, 2:]) / 2
     halves_N2 = (boxes_N4[:, 2:] - boxes_N4[:, :2]) / 2
@@ -36,10 +39,12 @@ def letterbox(tiles_N3TT: Tensor, boxes_N4: Tensor, size_px: int, degrees_N: Ten
     if degrees_N is not None:
         cos, sin = torch.cos(torch.deg2rad(degrees_N)), torch.sin(torch.deg2rad(degrees_N))
         turn_N22 = torch.stack([torch.stack([cos, -sin], -1), torch.stack([sin, cos], -1)], -2)
-        offsets_NHW2 = torch.einsum("nhwi,nji->nhwj", offsets_NHW2, turn_N22)
+        offsets_NHW2 = (offsets_NHW2.flatten(1, 2) @ turn_N22.transpose(1, 2)).view_as(offsets_NHW2)
     grid_NHW2 = (offsets_NHW2 + centres_N2[:, None, None, :]) * 2 - 1
     picture = functional.grid_sample(tiles_N3TT, grid_NHW2, mode="bilinear", padding_mode="border", align_corners=False)
-    return torch.where(inside_NHW[:, None], picture, torch.full_like(picture, WHITE))
+    if relight is not None:
+        picture = relit(picture, relight)
+    return torch.where(inside_NHW[:, None], picture, WHITE)
 
 
 def padded(boxes_N4: Tensor, frac: float = PAD_FRAC) -> Tensor:
@@ -111,8 +116,8 @@ def compressed(images_N3HW: Tensor, rng: torch.Generator, share: float = 0.3) ->
 def crop_augmented(tiles_N3TT: Tensor, boxes_N4: Tensor, size_px: int, rng: torch.Generator) -> Tensor:
     """Training view of crops: padded and jittered box, up to 15 degrees of turn, other light, hidden parts, blur, JPEG."""
     degrees_N = uniform(rng, len(tiles_N3TT), -15, 15).to(tiles_N3TT.device)
-    images = letterbox(tiles_N3TT, jittered(padded(boxes_N4), rng), size_px, degrees_N)
-    return compressed(blurred(erased(relit(images, rng), rng), rng), rng)
+    images = letterbox(tiles_N3TT, jittered(padded(boxes_N4), rng), size_px, degrees_N, relight=rng)
+    return compressed(blurred(erased(images, rng), rng), rng)
 
 
 def scene_augmented(
