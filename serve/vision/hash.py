@@ -92,7 +92,8 @@ def hamming(hashes_N32: np.ndarray, hashes_M32: np.ndarray) -> np.ndarray:
     """Differing bits of every pair, (N, M) int32."""
     words_N4 = np.ascontiguousarray(hashes_N32).view(np.uint64)
     words_M4 = np.ascontiguousarray(hashes_M32).view(np.uint64)
-    return np.bitwise_count(words_N4[:, None] ^ words_M4[None]).sum(axis=2, dtype=np.int32)
+    distances_NM: np.ndarray = np.bitwise_count(words_N4[:, None] ^ words_M4[None]).sum(axis=2, dtype=np.int32)
+    return distances_NM
 
 
 def colour_distance(colours_N48: np.ndarray, others_N48: np.ndarray) -> np.ndarray:
@@ -101,7 +102,8 @@ def colour_distance(colours_N48: np.ndarray, others_N48: np.ndarray) -> np.ndarr
     The worst cell rather than the mean: recoloured goods on a white ground differ in a few cells only. 2.3 is just visible.
     """
     differences = colours_N48.astype(np.float32) - others_N48.astype(np.float32)
-    return np.sqrt(np.square(differences).reshape(len(differences), -1, 3).sum(axis=2).max(axis=1))
+    distances_N: np.ndarray = np.sqrt(np.square(differences).reshape(len(differences), CELLS**2, 3).sum(axis=2).max(axis=1))
+    return distances_N
 
 
 @lru_cache(maxsize=4096)
@@ -131,4 +133,5 @@ def _lab(cells_GG3: np.ndarray) -> np.ndarray:
     linear = np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
     xyz = linear @ RGB_TO_XYZ.T / D65_WHITE
     compressed = np.where(xyz > 0.008856, np.cbrt(xyz), 7.787 * xyz + 16 / 116)
-    return np.rint(compressed @ XYZ_TO_LAB.T + LAB_OFFSET).clip(0, 255).astype(np.uint8)
+    lab: np.ndarray = np.rint(compressed @ XYZ_TO_LAB.T + LAB_OFFSET).clip(0, 255).astype(np.uint8)
+    return lab
