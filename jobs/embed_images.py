@@ -30,7 +30,7 @@ from jobs.raydata.session import map_actors, progress, require, start_ray, stop_
 from jobs.raydata.staging import Plan, Stage, only_run
 from jobs.runs import configure_logging, pairs
 from jobs.tables import FEATURES, FETCHES, Tables, read_table, table_version
-from serve.vision.bundle import assemble_bundle, bundle_digest
+from serve.vision.bundle import BundleError, assemble_bundle, bundle_digest
 
 log = logging.getLogger("jobs.embed_images")
 
@@ -40,8 +40,11 @@ APP_ID = "embed_images"
 def run(config: Config) -> EmbedResult:
     """Finishes the stage of a killed run, then embeds what is new. Raises JobError."""
     tables = Tables(config.store.tables)
-    bundle_folder = assemble_bundle(config.bundle, config.store.bundles)
-    digest = bundle_digest(bundle_folder)
+    try:
+        bundle_folder = assemble_bundle(config.bundle, config.store.bundles, config.registry.uri)
+        digest = bundle_digest(bundle_folder)
+    except BundleError as error:
+        raise JobError(str(error)) from error
     root = config.store.staging / APP_ID
     with only_run(root, APP_ID):
         results = []
@@ -143,7 +146,7 @@ def stream(config: Config, tables: Tables, bundle_folder: Path, stage: Stage) ->
     images = map_actors(
         images,
         Embedder,
-        {"bundle_folder": bundle_folder, "runtime": config.runtime},
+        {"bundle_folder": bundle_folder, "digest": stage.plan.bundle_digest, "runtime": config.runtime},
         actors=embed.embed_actors,
         batch_size=embed.batch_size,
         cpus=embed.embed_cpus,
@@ -161,7 +164,7 @@ def stream(config: Config, tables: Tables, bundle_folder: Path, stage: Stage) ->
         raise JobError(f"embedding stopped: {reason}; finished blocks are kept in {stage.folder}: run again to go on") from error
     finally:
         ray.kill(claims)
-    return remaining.num_rows / (time.perf_counter() - start)
+    return float(remaining.num_rows / (time.perf_counter() - start))
 
 
 def stored_ids(tables: Tables, digest: str) -> list[bytes]:

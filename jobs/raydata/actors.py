@@ -5,6 +5,7 @@
 A row that is not an image stays a row, with its reason; nothing raises for one bad image. Each actor only wraps the kernel.
 """
 
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,12 @@ from ray.actor import ActorHandle
 from jobs.raydata.fetch import Fetcher, FetchError
 from serve.vision.bundle import Bundle, CropFeatures
 from serve.vision.guarded import GuardedDecoder
-from serve.vision.hash import HASH_DECODE_PX, fingerprint
 from serve.vision.image import ImageError, image_id_of
 from serve.vision.spec import DecodeLimits, RuntimeConfig
 
 EMBEDDED, DUPLICATE, REJECTED = "embedded", "duplicate", "rejected"
 CLAIM_ROWS = 8  # images whose bytes are claimed in one call
+YIELD_BYTES = 64_000_000  # bounds the memory of a block of large photos
 
 # What both actors write about an image. status: embedded (on the way there, in DECODED), duplicate (another URI of equal
 # bytes carries the features) or rejected.
@@ -98,20 +99,23 @@ class Decoder:
         self.decoder = GuardedDecoder(limits)
         self.claims = claims
 
-    def __call__(self, batch: pa.Table) -> pa.Table:
-        """One row for each URI of `batch`, in its order."""
+    def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
+        """One row for each URI of `batch`, in its order, in tables of up to about YIELD_BYTES of pixels."""
         uris: list[str] = batch["image_uri"].to_pylist()
         fetched = [self.threads.submit(self.fetcher.fetch, uri) for uri in uris]
         rows: list[dict[str, Any]] = []
         pixels: list[np.ndarray | None] = []
         for start in range(0, len(uris), CLAIM_ROWS):  # files behind these are still on their way meanwhile
             some = slice(start, start + CLAIM_ROWS)
-            whole = [fetched_row(uri, future) for uri, future in zip(uris[some], fetched[some], strict=True)]
-            self._mark_duplicates(whole)
-            pixels += [self._decode(row, row.pop("data", None)) for row in whole]
-            rows += whole
-        images = pa.Table.from_pylist(rows, schema=pa.schema(_IMAGE))
-        return images.append_column(DECODED.field("pixels"), pixel_column(pixels))
+            claimed = [fetched_row(uri, future) for uri, future in zip(uris[some], fetched[some], strict=True)]
+            self._mark_duplicates(claimed)
+            pixels += [self._decode(row, row.pop("data", None)) for row in claimed]
+            rows += claimed
+            if sum(image.nbytes for image in pixels if image is not None) >= YIELD_BYTES:
+                yield decoded_table(rows, pixels)
+                rows, pixels = [], []
+        if rows:
+            yield decoded_table(rows, pixels)
 
     def _mark_duplicates(self, rows: list[dict[str, Any]]) -> None:
         """Asks who owns the bytes of these rows."""
@@ -126,13 +130,13 @@ class Decoder:
         if row["status"] != EMBEDDED or data is None:
             return None
         try:
-            pixels = self.decoder.decode(data)
-            print_ = fingerprint(self.decoder.decode(data, at_least_px=HASH_DECODE_PX))
+            pixels, fingerprint = self.decoder.decode_with_fingerprint(data)
         except ImageError as error:
             row |= {"status": REJECTED, "reason": error.code, "detail": error.detail}
             return None
         row |= {"height": pixels.shape[0], "width": pixels.shape[1]}
-        row |= {"hash": print_.hashes[0].tobytes(), "colour": print_.colours[0].tobytes(), "hash_quality": print_.quality}
+        row |= {"hash": fingerprint.hashes[0].tobytes(), "colour": fingerprint.colours[0].tobytes()}
+        row["hash_quality"] = fingerprint.quality
         return pixels
 
 
@@ -143,6 +147,11 @@ def fetched_row(uri: str, future: "Future[bytes]") -> dict[str, Any]:
     except FetchError as error:
         return {"image_uri": uri, "status": REJECTED, "reason": error.reason, "detail": error.detail}
     return {"image_uri": uri, "status": EMBEDDED, "image_id": image_id_of(data), "num_bytes": len(data), "data": data}
+
+
+def decoded_table(rows: list[dict[str, Any]], pixels: list[np.ndarray | None]) -> pa.Table:
+    """A DECODED table."""
+    return pa.Table.from_pylist(rows, schema=pa.schema(_IMAGE)).append_column(DECODED.field("pixels"), pixel_column(pixels))
 
 
 def pixel_column(images: list[np.ndarray | None]) -> pa.Array:
@@ -172,8 +181,8 @@ def pixel_views(table: pa.Table) -> list[np.ndarray]:
 class Embedder:
     """Reads DECODED, writes ROWS: what the bundle finds in each image."""
 
-    def __init__(self, bundle_folder: Path, runtime: RuntimeConfig) -> None:
-        self.bundle = Bundle.load(bundle_folder, runtime)
+    def __init__(self, bundle_folder: Path, digest: str, runtime: RuntimeConfig) -> None:
+        self.bundle = Bundle.load(bundle_folder, runtime, digest)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """One row for each row of `batch`, in its order."""

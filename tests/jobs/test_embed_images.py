@@ -1,0 +1,273 @@
+"""embed_images on real files, a real HTTP server and a real (small, untrained) bundle; killed, and carried through."""
+
+import hashlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from io import BytesIO
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from deltalake import write_deltalake
+from PIL import Image
+
+from jobs import embed_images
+from jobs.config import Config, JobError
+from jobs.failpoint import EXIT_CODE
+from jobs.raydata.outcomes import EmbedResult
+from jobs.tables import Tables, read_table, table_version
+from serve.vision.bundle import Bundle, assemble_bundle, bundle_digest
+from serve.vision.hash import fingerprint_bytes
+from serve.vision.image import decode_image
+from tests.parts import ROOT, write_conf
+
+LABELS = ["apparel", "home", "toys"]
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of an untrained MobileNetV3 with a head, seeded."""
+    import torch
+    from safetensors.torch import save_file
+
+    from serve.vision.backbones import EmbeddingNet
+
+    torch.manual_seed(5)
+    path = tmp_path_factory.mktemp("weights") / "untrained.safetensors"
+    save_file(EmbeddingNet("mobilenet_v3_small", 16, len(LABELS)).state_dict(), path)
+    return path
+
+
+def photo(seed: int, width: int = 60, height: int = 48) -> bytes:
+    """A JPEG of coloured patches."""
+    patches = np.random.default_rng(seed).integers(0, 256, (4, 5, 3), dtype=np.uint8)
+    buffer = BytesIO()
+    Image.fromarray(patches).resize((width, height)).save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
+def settings(folder: Path, weights: Path) -> Path:
+    """A store of its own, blocks of four images."""
+    encoder = {"kind": "torchvision", "arch": "mobilenet_v3_small", "weights": str(weights), "embedding_dim": 16}
+    encoder |= {"labels": LABELS, "preprocess": {"size_px": 32}}
+    sections = {
+        "bundle": {"name": "untrained", "encoder": encoder},
+        "feed": {"schemes": ["file", "http"]},
+        "decode": {"max_bytes": 200_000},
+        "ray": {"num_cpus": 2},
+        "embed": {"block_rows": 4, "batch_size": 4, "fetch_timeout_s": 1.0},
+    }
+    return write_conf(folder, sections)
+
+
+def write_images(config: Config, uris: list[str]) -> None:
+    """The next version of `images`, one product a URI."""
+    columns = {"product_id": [f"p{i}" for i in range(len(uris))], "position": pa.array([0] * len(uris), pa.int32())}
+    path = Tables(config.store.tables).path("images")
+    write_deltalake(path, pa.table(columns | {"image_uri": uris}), mode="overwrite")
+
+
+def rows_of(config: Config, name: str) -> list[dict[str, Any]]:
+    return read_table(Tables(config.store.tables), name).to_pylist()  # type: ignore[no-any-return]
+
+
+def versions(config: Config) -> tuple[int | None, int | None]:
+    tables = Tables(config.store.tables)
+    return table_version(tables, "features"), table_version(tables, "fetches")
+
+
+def vectors(config: Config) -> dict[tuple[str, int], bytes]:
+    """(image_id, crop) -> embedding bytes, each there once."""
+    rows = rows_of(config, "features")
+    found = {(row["image_id"], row["crop"]): row["embedding"] for row in rows}
+    assert len(found) == len(rows)
+    return found
+
+
+class Slow(SimpleHTTPRequestHandler):
+    """Files of a folder; those called slow* take longer than the job waits."""
+
+    def do_GET(self) -> None:
+        if self.path.startswith("/slow"):
+            time.sleep(2)
+        super().do_GET()
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Quiet."""
+
+
+def write_faults(folder: Path, url: str) -> dict[str, str]:
+    """URI -> expected reason, for every kind of image that is none."""
+    files = {
+        "truncated.jpg": (photo(90)[:-300], "truncated"),
+        "text.jpg": (b"this is not a picture", "not_an_image"),
+        "empty.jpg": (b"", "empty"),
+        "large.jpg": (b"\xff\xd8" + bytes(200_001), "too_large"),
+        "slow.jpg": (photo(91), None),
+    }
+    bomb = BytesIO()
+    Image.new("1", (20_000, 20_000)).save(bomb, "PNG")
+    files["bomb.png"] = (bomb.getvalue(), "too_many_pixels")
+    small = BytesIO()
+    Image.new("RGB", (5, 5)).save(small, "PNG")
+    files["small.png"] = (small.getvalue(), "too_small")
+    for name, (data, _) in files.items():
+        (folder / name).write_bytes(data)
+    reasons = {(folder / name).as_uri(): reason for name, (_, reason) in files.items() if reason}
+    reasons |= {f"{url}/slow.jpg": "timeout", f"{url}/missing.jpg": "fetch_failed", "ftp://host/a.jpg": "bad_scheme"}
+    return reasons | {(folder / "missing.jpg").as_uri(): "fetch_failed"}
+
+
+@pytest.fixture(scope="module")
+def embedded(
+    tmp_path_factory: pytest.TempPathFactory, weights: Path, ray_local: None
+) -> tuple[Config, EmbedResult, dict[str, str]]:
+    """Ten photos under thirteen URIs (one by HTTP), and every fault, embedded once: settings, result, expected reasons."""
+    folder = tmp_path_factory.mktemp("embedded")
+    config = Config.load(settings(folder, weights))
+    photos = folder / "photos"
+    photos.mkdir()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Slow, directory=str(photos)))
+    Thread(target=server.serve_forever, daemon=True).start()
+    url = f"http://127.0.0.1:{server.server_port}"
+    for number in range(10):
+        (photos / f"photo {number}.jpg").write_bytes(photo(number))
+    uris = [(photos / f"photo {number}.jpg").as_uri() for number in range(10)]
+    for number in (0, 5):
+        shutil.copy(photos / f"photo {number}.jpg", photos / f"same {number}.jpg")
+        uris.append((photos / f"same {number}.jpg").as_uri())
+    uris.append(f"{url}/photo%207.jpg")
+    reasons = write_faults(photos, url)
+    write_images(config, [*uris, *reasons, uris[0]])  # two products share one photo
+    result = embed_images.run(config)
+    yield config, result, reasons
+    server.shutdown()
+    server.server_close()
+
+
+def test_every_image_is_accounted_for(embedded: tuple[Config, EmbedResult, dict[str, str]]) -> None:
+    config, result, reasons = embedded
+    assert (result.images_in, result.embedded, result.duplicates, result.rejected) == (24, 10, 3, len(reasons))
+    rows = rows_of(config, "fetches")
+    assert Counter(row["status"] for row in rows) == {"embedded": 13, "rejected": 11}
+    assert {row["image_uri"]: row["reason"] for row in rows if row["status"] == "rejected"} == reasons
+    assert all(row["reason"] is None for row in rows if row["status"] == "embedded")
+    digests = {hashlib.sha256(photo(number)).hexdigest() for number in range(10)}
+    assert {row["image_id"] for row in rows if row["status"] == "embedded"} == digests
+    assert set(vectors(config)) == {(image_id, 0) for image_id in digests}
+
+
+def test_features_are_what_the_kernel_gives(embedded: tuple[Config, EmbedResult, dict[str, str]]) -> None:
+    config, _, _ = embedded
+    folder = assemble_bundle(config.bundle, config.store.bundles)
+    bundle = Bundle.load(folder, config.runtime)
+    stored = {row["image_id"]: row for row in rows_of(config, "features")}
+    for number in range(10):
+        data = photo(number)
+        (crop,) = bundle.analyse([decode_image(data, config.decode)])[0]
+        row = stored[hashlib.sha256(data).hexdigest()]
+        assert row["embedding"] == crop.embedding.astype("<f2").tobytes() and len(row["embedding"]) == 2 * bundle.dim
+        assert (row["x0"], row["y0"], row["x1"], row["y1"]) == crop.crop.box == (0, 0, row["width"], row["height"])
+        assert (row["category"], row["category_prob"]) == (crop.category, pytest.approx(crop.category_prob))
+        seen = fingerprint_bytes(data, config.decode)
+        assert (row["hash"], row["colour"]) == (seen.hashes[0].tobytes(), seen.colours[0].tobytes())
+        assert row["hash_quality"] == pytest.approx(seen.quality) and row["bundle_digest"] == bundle_digest(folder)
+
+
+def test_again_changes_nothing(embedded: tuple[Config, EmbedResult, dict[str, str]]) -> None:
+    """Only the failures that may pass are tried again; failing alike they are no news."""
+    config, _, reasons = embedded
+    before = versions(config)
+    result = embed_images.run(config)
+    transient = [reason for reason in reasons.values() if reason in ("timeout", "fetch_failed")]
+    assert (result.images_in, result.rejected) == (len(transient), len(transient)) == (3, 3)
+    assert versions(config) == before
+
+
+def test_a_file_that_turns_up_is_embedded(embedded: tuple[Config, EmbedResult, dict[str, str]]) -> None:
+    config, _, reasons = embedded
+    missing = next(
+        Path(uri.removeprefix("file://"))
+        for uri, reason in reasons.items()
+        if uri.startswith("file") and reason == "fetch_failed"
+    )
+    missing.write_bytes(photo(1000))
+    num_rows = len(rows_of(config, "fetches"))
+    assert embed_images.run(config).embedded == 1
+    rows = rows_of(config, "fetches")
+    assert len(rows) == num_rows and {row["status"] for row in rows if row["image_uri"] == missing.as_uri()} == {"embedded"}
+    assert (hashlib.sha256(photo(1000)).hexdigest(), 0) in vectors(config)
+
+
+def start(conf: Path, **environment: str) -> "subprocess.Popen[str]":
+    """The job in a process group of its own, as a scheduler starts it."""
+    command = [sys.executable, "-m", "jobs.embed_images", "--conf", str(conf)]
+    return subprocess.Popen(
+        command, cwd=ROOT, env=os.environ | environment, start_new_session=True, stderr=subprocess.PIPE, text=True
+    )
+
+
+def test_killed_twice_equals_uninterrupted(tmp_path: Path, weights: Path, ray_local: None) -> None:
+    """kill -9 of the whole process group while it streams, then a crash between the two commits, then a run that ends."""
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for number in range(120):
+        (photos / f"{number:03}.jpg").write_bytes(photo(number // 2, 400, 300))  # each photo under two URIs
+    uris = [path.as_uri() for path in sorted(photos.iterdir())]
+    uris = uris[::2] + uris[1::2]
+    whole = tmp_path / "whole"
+    killed = tmp_path / "killed"
+    for folder in (whole, killed):
+        folder.mkdir()
+    config, conf = Config.load(settings(whole, weights)), settings(killed, weights)
+    interrupted = Config.load(conf)
+    write_images(config, uris)
+    write_images(interrupted, uris)
+
+    process = start(conf)
+    rows = interrupted.store.staging / "embed_images"
+    deadline = time.monotonic() + 300
+    while not list(rows.glob("*/rows/part-*")):
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()[1]
+        time.sleep(0.005)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    parts = {path.name for path in rows.glob("*/rows/part-*")}
+    assert 0 < len(parts) < 30 and versions(interrupted) == (None, None)
+
+    process = start(conf, VS_FAILPOINT="embed:after_features")
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == EXIT_CODE and "resumed" in errors, errors
+    assert {path.name for path in rows.glob("*/rows/part-*")} > parts  # nothing that was finished was done again
+    assert versions(interrupted) == (1, 0)
+
+    result = embed_images.run(interrupted)
+    assert (result.images_in, result.embedded, result.duplicates, result.rejected) == (120, 60, 60, 0)
+    assert versions(interrupted) == (1, 1) and not list(rows.glob("*/plan.json"))
+    assert embed_images.run(interrupted) == EmbedResult()
+
+    uninterrupted = embed_images.run(config)
+    assert (uninterrupted.embedded, uninterrupted.duplicates) == (60, 60)
+    assert vectors(config) == vectors(interrupted)
+    status = [
+        {(row["image_uri"], row["image_id"], row["status"]) for row in rows_of(c, "fetches")} for c in (config, interrupted)
+    ]
+    assert status[0] == status[1]
+
+
+def test_wrong_input_is_one_line(tmp_path: Path, weights: Path) -> None:
+    config = Config.load(settings(tmp_path, weights))
+    with pytest.raises(JobError, match=r"run jobs\.curate_catalog first"):
+        embed_images.run(config)
+    with pytest.raises(JobError, match=r"nowhere\.safetensors"):
+        embed_images.run(Config.load(settings(tmp_path, tmp_path / "nowhere.safetensors")))
