@@ -76,10 +76,10 @@ CATEGORIES = (
         "stem": {"short": 0.24, "medium": 0.42, "tall": 0.66}, "foot": {"disc": 0, "tripod": 1, "globe": 2},
         "base": {"narrow": 0.13, "wide": 0.22}}),
     CategorySpec("electronics/audio/headphones", "headphones", "matte", 95, (), ("smooth", "leather"), {
-        "band": {"thin": 0.04, "medium": 0.07, "thick": 0.11}, "cups": {"small": 0.12, "medium": 0.16, "large": 0.205},
+        "band": {"thin": 0.055, "medium": 0.09, "thick": 0.135}, "cups": {"small": 0.14, "medium": 0.185, "large": 0.235},
         "form": {"round": 2.0, "square": 5.0}, "microphone": {"no": 0, "boom": 1}}),
     CategorySpec("electronics/wearables/watch", "watch", "leather", 140, ANYONE, ("leather", "smooth", "canvas"), {
-        "strap": {"slim": 0.07, "medium": 0.095, "wide": 0.125}, "case": {"small": 0.15, "medium": 0.19, "large": 0.235},
+        "strap": {"slim": 0.085, "medium": 0.115, "wide": 0.15}, "case": {"small": 0.18, "medium": 0.215, "large": 0.255},
         "face": {"round": 2.0, "square": 6.0}, "dial": {"pale": 0, "dark": 1, "digital": 2}}),
 )  # fmt: skip
 CATEGORY = {spec.path: spec for spec in CATEGORIES}
@@ -92,29 +92,30 @@ COLOURS: dict[str, tuple[int, int, int]] = {
 }  # fmt: skip
 NEUTRAL = ("black", "white", "grey", "navy", "beige", "brown")
 
+PATTERN_SIZES = {"fine": 0.075, "medium": 0.125, "bold": 0.21}  # period, in product units
 ANY_TURN = ("level", "diagonal", "upright")
 
 
 @dataclass(frozen=True)
 class PatternSpec:
-    """A pattern: its share of products, the word for a title, and the ways it can be turned."""
+    """A pattern: its share of products, the word for a title, and the turns and sizes that change it."""
 
     share: float
     adjective: str
     turns: tuple[str, ...]
+    sizes: tuple[str, ...] = tuple(PATTERN_SIZES)
 
 
 PATTERNS = {
-    "plain": PatternSpec(0.34, "plain", ("level",)),
+    "plain": PatternSpec(0.34, "plain", ("level",), ("medium",)),
     "stripes": PatternSpec(0.14, "striped", ANY_TURN),
     "dots": PatternSpec(0.10, "dotted", ("level", "diagonal")),
     "checks": PatternSpec(0.10, "checked", ("level", "diagonal")),
     "zigzag": PatternSpec(0.08, "zigzag", ("level", "upright")),
-    "gradient": PatternSpec(0.08, "two-tone", ANY_TURN),
+    "gradient": PatternSpec(0.08, "two-tone", ANY_TURN, ("medium",)),
     "floral": PatternSpec(0.08, "floral", ("level",)),
     "blocks": PatternSpec(0.08, "colour-block", ANY_TURN),
 }
-PATTERN_SIZES = {"fine": 0.075, "medium": 0.125, "bold": 0.21}  # period, in product units
 PATTERN_TURNS = {"level": 0.0, "diagonal": 45.0, "upright": 90.0}  # degrees
 
 GLYPHS = ("star", "heart", "ring", "triangle", "bolt", "cross", "moon", "diamond", "leaf", "arrow", "hexagon", "wave")

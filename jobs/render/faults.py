@@ -1,6 +1,7 @@
 """Declared faults of a generated feed: bad rows, files that are no photo, one photo under two products.
 
-What was put in is written to faults.json beside the feed, so that what a curation job rejects can be checked exactly.
+What was put in is written to faults.json beside the feed, under the reasons that curate_catalog and embed_images give,
+so that what they reject can be checked exactly.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,7 +18,7 @@ BAD_FILES_FRAC = 0.01  # products with one more photo that is damaged; as many w
 Row = dict[str, Any]
 
 
-def missing_id(row: Row) -> Row:
+def missing_product_id(row: Row) -> Row:
     return row | {"product_id": None}
 
 
@@ -25,7 +26,7 @@ def no_image(row: Row) -> Row:
     return row | {"image_uris": []}
 
 
-def negative_price(row: Row) -> Row:
+def bad_price(row: Row) -> Row:
     return row | {"price": -abs(row["price"])}
 
 
@@ -34,13 +35,13 @@ def unknown_currency(row: Row) -> Row:
 
 
 def broken_category(row: Row) -> Row:
-    return row | {"category": "//"}
+    return row | {"category": row["category"].replace("/", "//", 1)}
 
 
 BAD_ROWS: dict[str, Callable[[Row], Row]] = {
-    "missing_id": missing_id,
+    "missing_product_id": missing_product_id,
     "no_image": no_image,
-    "negative_price": negative_price,
+    "bad_price": bad_price,
     "unknown_currency": unknown_currency,
     "broken_category": broken_category,
 }

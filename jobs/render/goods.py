@@ -186,23 +186,23 @@ def headphones(p: Shape) -> Drawing:
     parts = [Part(ribbon(arc(0, 0.36, 0.36, 0.36, 172, 368, 40), band), "body")]
     parts += [Part(ribbon(arc(0, 0.36, 0.36 - band * 0.55, 0.36 - band * 0.55, 225, 315, 24), 0.02), "accent")]
     parts += both(rounded(0.335, 0.48, cup * 0.62, cup * 1.05, power), "dark")
-    parts += both(rounded(0.385, 0.48, cup * 0.62, cup * 1.12, power), "body")
-    parts += both(rounded(0.40, 0.48, cup * 0.32, cup * 0.6, power), "accent")
+    parts += both(rounded(0.40, 0.48, cup * 0.75, cup * 1.12, power), "body")
+    parts += both(rounded(0.41, 0.48, cup * 0.5, cup * 0.78, power), "accent")
     if p["microphone"] == 1:
         parts += [
             Part(ribbon(smooth([(-0.38, 0.55), (-0.33, 0.74), (-0.12, 0.82)], closed=False), 0.025), "dark"),
             Part(ellipse(-0.1, 0.82, 0.05, 0.035), "accent"),
         ]
-    return Drawing(tuple(parts), {"cup": (0.40, 0.48, cup * 0.26), "left cup": (-0.40, 0.48, cup * 0.26)})
+    return Drawing(tuple(parts), {"right cup": (0.41, 0.48, cup * 0.4), "left cup": (-0.41, 0.48, cup * 0.4)})
 
 
 def watch(p: Shape) -> Drawing:
     strap, radius, power = p["strap"], p["case"], p["face"]
     parts = [
-        Part(points((-strap, -0.5), (strap, -0.5), (strap * 1.25, 0), (strap, 0.5), (-strap, 0.5), (-strap * 1.25, 0)), "body")
+        Part(points((-strap, -0.56), (strap, -0.56), (strap * 1.2, 0), (strap, 0.56), (-strap, 0.56), (-strap * 1.2, 0)), "body")
     ]
-    parts += [Part(rounded(0, -0.43, strap * 1.12, 0.03, 8), "metal")]
-    parts += [Part(ellipse(0, y, 0.013, 0.013, 10), "dark") for y in (0.3, 0.36, 0.42)]
+    parts += [Part(rounded(0, -0.52, strap * 1.12, 0.03, 8), "metal")]
+    parts += [Part(ellipse(0, y, 0.013, 0.013, 10), "dark") for y in (0.4, 0.45, 0.5)]
     parts += [Part(rounded(radius + 0.02, 0, 0.03, 0.03, 4), "metal"), Part(rounded(0, 0, radius, radius, power), "metal")]
     parts += [Part(rounded(0, 0, radius * 0.86, radius * 0.86, power), "accent")]
     dial = radius * 0.74
@@ -221,7 +221,7 @@ def watch(p: Shape) -> Drawing:
         parts += [Part(ribbon(points((0, 0), (dial * 0.4, -dial * 0.32)), dial * 0.12), ink)]
         parts += [Part(ribbon(points((0, 0), (-dial * 0.2, -dial * 0.66)), dial * 0.08), ink)]
     return Drawing(
-        tuple(parts), {"strap": (0, 0.24 + 0.3 * (radius - 0.16), strap * 0.7), "upper strap": (0, -0.33, strap * 0.7)}
+        tuple(parts), {"strap": (0, radius + strap * 0.85, strap * 0.7), "upper strap": (0, -radius - strap * 0.85, strap * 0.7)}
     )
 
 

@@ -69,7 +69,7 @@ def pattern_field(product: RenderedProduct, x_HW: np.ndarray, y_HW: np.ndarray) 
         row = np.floor(v)
         return (fraction(u + row * 0.5) - 0.5) ** 2 + (v - row - 0.5) ** 2 < 0.085
     if product.pattern == "floral":
-        u, v = u / 1.6, v / 1.6
+        u, v = u / 1.2, v / 1.2
         row = np.floor(v)
         du, dv = fraction(u + row * 0.5) - 0.5, v - row - 0.5
         radius = np.hypot(du, dv)

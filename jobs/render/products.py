@@ -14,7 +14,6 @@ from jobs.render.catalog import (
     CATEGORY,
     COLOURS,
     GLYPHS,
-    PATTERN_SIZES,
     PATTERNS,
     CategorySpec,
 )
@@ -69,9 +68,9 @@ class RenderedProduct:
 
     def looks(self) -> tuple[object, ...]:
         """What tells products apart in a photo; the texture is left out, it is too faint for that."""
-        detail = () if self.pattern == "plain" else (self.pattern_size, self.pattern_turn)
+        turned = (self.pattern_size, self.pattern_turn)
         logo = (self.logo, self.logo_position, self.logo_colour) if self.logo else ()
-        return (self.category, self.shape, self.main_colour, self.accent_colour, self.pattern, detail, logo)
+        return (self.category, self.shape, self.main_colour, self.accent_colour, self.pattern, *turned, logo)
 
 
 SILHOUETTES = WEAR | GOODS
@@ -116,7 +115,7 @@ def new_style(rng: np.random.Generator, index: int) -> RenderedProduct:
         accent_colour=accent,
         logo_colour=other_colour(rng, main, accent),
         pattern=pattern,
-        pattern_size=pick(rng, list(PATTERN_SIZES)),
+        pattern_size=pick(rng, PATTERNS[pattern].sizes),
         pattern_turn=pick(rng, PATTERNS[pattern].turns),
         texture=pick(rng, spec.textures),
         logo=logo,

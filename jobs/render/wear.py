@@ -226,7 +226,7 @@ def boot(p: Shape) -> Drawing:
             Part(points((0.1, 0.03), (tip - 0.02, 0.03), (tip - 0.04, 0.05 + lift * 0.4), (0.16, 0.05 + lift * 0.4)), "dark")
         ]
     parts += [
-        Part(points((-0.15, -shaft - 0.005), (0.14, -shaft - 0.005), (0.137, -shaft + 0.07), (-0.147, -shaft + 0.07)), "accent")
+        Part(points((-0.155, -shaft - 0.05), (0.15, -shaft - 0.05), (0.14, -shaft + 0.06), (-0.15, -shaft + 0.06)), "accent")
     ]
     if p["closure"] == 1:  # laces
         top = min(shaft - 0.1, 0.62)
