@@ -109,6 +109,11 @@ class Records:
     def image_uri(self, image: int) -> str:
         return str(self.images["image_uri"][image].as_py())
 
+    def photo_uri(self, product: int, image_id: str) -> str | None:
+        """Where the product's photo `image_id` lies; None when it has no such photo."""
+        first, end = np.searchsorted(self.product_of_image, [product, product + 1])
+        return next((self.image_uri(image) for image in range(first, end) if self.image_id(image) == image_id), None)
+
     def product_id(self, product: int) -> str:
         return str(self.product_ids[product].as_py())
 

@@ -151,6 +151,11 @@ class ProductStore:
         shard, product = found
         return shard.embedding(int(shard.records.crop_rows[shard.records.first_image(product)]))
 
+    def photo_uri(self, product_id: str, image_id: str) -> str | None:
+        """Where the product's photo `image_id` (hex) lies; None when the release has no such photo of it."""
+        found = self._find(product_id)
+        return found[0].records.photo_uri(found[1], image_id) if found else None
+
     def _find(self, product_id: str) -> tuple[Shard, int] | None:
         """The product's shard and its row in products.arrow."""
         for shard in self.by_bucket[bucket_of(product_id, self.num_buckets)]:
