@@ -34,7 +34,9 @@ class StartError(RuntimeError):
 
 def main() -> None:
     """Flags, one line for every known way to fail, exit status 0 after Ctrl-C."""
-    parser = argparse.ArgumentParser(prog="python -m serve", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m serve", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--conf", type=Path, required=True, metavar="FILE", help="settings, such as conf/local.yaml")
     parser.add_argument("--port", type=int, metavar="N", help="instead of serve.port of the settings")
     parser.add_argument("--release", metavar="ID", help="serve this release instead of the champion")
@@ -62,7 +64,9 @@ def check_port(config: ServeConfig) -> None:
         except OSError as error:
             if error.errno == errno.EADDRINUSE:
                 raise StartError(f"port {config.port} is in use: stop what uses it, or choose another with --port") from None
-            raise StartError(f"cannot listen on {config.host}:{config.port}: {error.strerror}; set serve.host and serve.port") from None
+            raise StartError(
+                f"cannot listen on {config.host}:{config.port}: {error.strerror}; set serve.host and serve.port"
+            ) from None
 
 
 def run(settings: Settings, release_id: str | None) -> None:
@@ -72,16 +76,21 @@ def run(settings: Settings, release_id: str | None) -> None:
     served = ServedRelease.resolve(settings, release_id)
     with local_ray(settings.serve) as logs:
         deploy(served, settings)
-        counts = served.manifest.counts
-        shown = "127.0.0.1" if settings.serve.host == "0.0.0.0" else settings.serve.host
-        url = f"http://{shown}:{settings.serve.port}"
+        manifest, url = served.manifest, address(settings.serve)
         sys.stdout.write(
-            f"release {served.manifest.release_id} ({served.manifest.bundle.name}): {counts.products:,} products, {counts.images:,} photos\n"
+            f"release {manifest.release_id}, bundle {manifest.bundle.name}: "
+            f"{manifest.counts.products:,} products, {manifest.counts.images:,} photos\n"
             f"  search page  {url}/\n  API          {url}/docs\n  logs         {logs}\nCtrl-C stops it.\n"
         )
         sys.stdout.flush()
         while True:
             signal.pause()
+
+
+def address(config: ServeConfig) -> str:
+    """Where a client on this machine finds the server."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(config.host, config.host)
+    return f"http://{host}:{config.port}"
 
 
 @contextlib.contextmanager
@@ -177,10 +186,9 @@ def wait_until_ready(config: ServeConfig) -> None:
     """Until /readyz says so. Raises StartError with its last reason."""
     deadline = time.monotonic() + START_TIMEOUT_S
     reason = "no answer"
-    host = "127.0.0.1" if config.host == "0.0.0.0" else config.host
     while time.monotonic() < deadline:
         try:
-            with urllib.request.urlopen(f"http://{host}:{config.port}/readyz", timeout=5):
+            with urllib.request.urlopen(f"{address(config)}/readyz", timeout=5):
                 return
         except urllib.error.HTTPError as error:
             reason = error.read(2_000).decode(errors="replace")

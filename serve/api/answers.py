@@ -1,7 +1,8 @@
-"""From results of the kernel to the answer on the wire: attributes, links, and why in words. Reads the product store; no network."""
+"""From results of the kernel to the answer on the wire: attributes from the product store, links, and why in words."""
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import Literal
+from urllib.parse import quote
 
 from serve.api.schemas import Attributes, Explanation, FoundCrop, ReleaseRef, ResultAnswer, SearchAnswer, ShardCount
 from serve.index.manifest import Manifest
@@ -87,7 +88,7 @@ class Answers:
             match=result.match,
             category=result.category,
             image_uri=result.image_uri,
-            image_url=f"/v1/images/{result.image_id}",
+            image_url=f"/v1/images/{result.image_id}?product={quote(result.product_id, safe='')}",
             attributes=Attributes.model_validate({name: known[name] for name in Attributes.model_fields}),
             crop=result.query_crop,
             image_crop=result.crop,

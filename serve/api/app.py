@@ -4,8 +4,10 @@
 """
 
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
+from ray import serve as ray_serve
 from ray.serve import Application
 
 from serve.api.ingress import Ingress
@@ -48,24 +50,20 @@ def assemble(served: ServedRelease, settings: Settings) -> Application:
         "max_constructor_retry_count": 3,
     }
     gpus = {"num_gpus": 1} if settings.runtime.device.startswith("cuda") else {}
-    encoder = QueryEncoder.options(
-        num_replicas=config.num_encoders, ray_actor_options={"num_cpus": ENCODER_CPUS, **gpus}, **surge(config.num_encoders), **limits
-    ).bind(served, settings)
+
+    def deployment(cls: type, name: str, replicas: int, **resources: float) -> Any:
+        options = {"ray_actor_options": resources, "num_replicas": replicas, "max_surge_percent": surge(replicas)}
+        return ray_serve.deployment(cls, name=name, **options, **limits)
+
+    encoder = deployment(QueryEncoder, "QueryEncoder", config.num_encoders, num_cpus=ENCODER_CPUS, **gpus)
     searchers = [
-        ShardSearcher.options(
-            name=f"ShardSearcher-{group}",
-            num_replicas=config.searcher_replicas,
-            ray_actor_options={"num_cpus": SEARCHER_CPUS},
-            **surge(config.searcher_replicas),
-            **limits,
-        ).bind(served, group)
+        deployment(ShardSearcher, f"ShardSearcher-{group}", config.searcher_replicas, num_cpus=SEARCHER_CPUS).bind(served, group)
         for group in range(len(served.shard_groups))
     ]
-    return Ingress.options(
-        num_replicas=config.num_ingress, ray_actor_options={"num_cpus": INGRESS_CPUS}, **surge(config.num_ingress), **limits
-    ).bind(served, settings, encoder, searchers)
+    ingress = deployment(ray_serve.ingress()(Ingress), "Ingress", config.num_ingress, num_cpus=INGRESS_CPUS)
+    return ingress.bind(served, settings, encoder.bind(served, settings), searchers)
 
 
-def surge(num_replicas: int) -> dict[str, int]:
-    """Few replicas: the new one starts before the old one stops (Serve's default stops the old one first: an outage)."""
-    return {"max_surge_percent": 100 if num_replicas <= 2 else 25}
+def surge(num_replicas: int) -> int:
+    """Percent of replicas started before old ones stop. With few, all: Serve's default stops first, which is an outage."""
+    return 100 if num_replicas <= 2 else 25

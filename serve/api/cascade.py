@@ -9,7 +9,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -21,7 +21,7 @@ from serve.api.answers import Answers, Why, why_hash, why_looks, why_similar
 from serve.api.guard import Query
 from serve.api.hash_reader import HashReader
 from serve.api.problems import Problem, image_problem
-from serve.api.schemas import Box, Explanation, SearchAnswer, ShardCount
+from serve.api.schemas import Box, EmbedAnswer, EmbeddedCrop, Explanation, SearchAnswer, ShardCount
 from serve.api.served import ServedRelease
 from serve.index.manifest import ReleaseError
 from serve.index.release import Candidate, Filters, HashMatch, ProductStore, merge_candidates
@@ -38,10 +38,11 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Refused:
-    """A photo that the guarded decoder did not take: an ImageError that survives the way between processes."""
+    """A photo or a box that was not taken; unlike an exception it keeps its form on the way between processes."""
 
     code: str
     detail: str
+    field: str = "image"
 
 
 AskEncoder = Callable[[bytes, Box | None], Awaitable[list[CropFeatures] | Refused]]
@@ -80,9 +81,11 @@ async def ask_again(ask: Callable[[], Awaitable[T]], timeout_s: float, lost: Los
                 return await ask()
             except lost:
                 return await ask()
-    except (TimeoutError, *lost) as error:
-        log.warning("event=no_answer error=%s timeout_s=%g", type(error).__name__, timeout_s)
-        return None
+    except TimeoutError:
+        log.warning("event=no_answer reason=timeout timeout_s=%g", timeout_s)
+    except lost as error:
+        log.warning("event=no_answer reason=%s", type(error).__name__)
+    return None
 
 
 class Laps:
@@ -132,7 +135,7 @@ class Cascade:
         assert query.image is not None
         laps = Laps()
         if query.box is None:  # a part of a photo has no hash in the catalog
-            match = await self.hashes.match(query.image)
+            match = await self.hashes.match(query.image, query.filters)
             laps.lap("hash")
             if match is not None:
                 return await self.exact(query, match, laps)
@@ -140,7 +143,8 @@ class Cascade:
 
     async def exact(self, query: Query, match: HashMatch, laps: Laps) -> SearchAnswer:
         """The photo is one of ours: its products, then those nearest to its stored embedding. No network is run."""
-        found = await self.searchers.search(match.embedding[None], query.k, [None], query.filters)
+        filters = without(query.filters, match.product_ids)
+        found = await self.searchers.search(match.embedding[None], query.k, [None], filters)
         laps.lap("search")
         results = hash_answer(match, found.candidates[0], query.k)
         return await self.write("hash", results, (), why_hash(match), found, laps, query.explain and explain_hash(match))
@@ -164,8 +168,25 @@ class Cascade:
         if features is None:
             raise Problem(503, "no_encoder", "no encoder answered; try again", headers={"Retry-After": "1"})
         if isinstance(features, Refused):
-            raise image_problem(features.code, features.detail)
+            raise image_problem(features.code, features.detail, features.field)
         return features
+
+    async def embed(self, query: Query) -> EmbedAnswer:
+        """The crops of a photo and their embeddings, as the catalog's were made."""
+        assert query.image is not None
+        features = await self.encode(query.image, query.box)
+        crops = [
+            EmbeddedCrop(
+                box=found.crop.box,
+                label=found.crop.label,
+                score=found.crop.score,
+                category=found.category,
+                category_prob=found.category_prob,
+                embedding=found.embedding.tolist(),
+            )
+            for found in features
+        ]
+        return EmbedAnswer(crops=crops, dim=self.manifest.bundle.dim, release=self.answers.release)
 
     async def similar(self, query: Query) -> SearchAnswer:
         """Products that look like a catalog product's first photo, without itself. Raises Problem 404."""
@@ -176,8 +197,7 @@ class Cascade:
         if embedding is None:
             raise Problem(404, "unknown_product", f"release {self.manifest.release_id} has no such product", "product_id")
         laps.lap("product")
-        filters = replace(query.filters or Filters(), without=frozenset({product_id}))
-        found = await self.searchers.search(embedding[None], query.k, [None], filters)
+        found = await self.searchers.search(embedding[None], query.k, [None], without(query.filters, [product_id]))
         laps.lap("search")
         explain = Explanation(hash=None, partitions=[None], category_probs=[None])
         results = fuse_crops(found.candidates, query.k)
@@ -199,15 +219,26 @@ class Cascade:
         return answer.model_copy(update={"timings_ms": laps.total()})
 
     async def warm_up(self, photo: bytes) -> None:
-        """One query through every process, so that the first client does not pay for it. Raises ReleaseError when a part is missing."""
+        """One query through every process, so that no client pays for the first. Raises ReleaseError when a part is missing."""
         features = await self.encode(photo, None)
-        await self.hashes.match(photo)
+        await self.hashes.match(photo, None)
         found = await self.searchers.search(np.stack([crop.embedding for crop in features]), 1, [None] * len(features), None)
         if found.shards.answered < found.shards.asked:
             raise ReleaseError(f"{found.shards.answered} of {found.shards.asked} shard groups answer")
 
 
+def without(filters: Filters | None, product_ids: Iterable[str]) -> Filters:
+    """`filters`, and these products left out."""
+    filters = filters or Filters()
+    return replace(filters, without=filters.without | set(product_ids))
+
+
 def explain_hash(match: HashMatch) -> Explanation:
     """How near the matched photo is."""
-    near = {"image_id": match.image_id, "distance": match.distance, "colour_distance": match.colour_distance, "variant": match.variant}
+    near = {
+        "image_id": match.image_id,
+        "distance": match.distance,
+        "colour_distance": match.colour_distance,
+        "variant": match.variant,
+    }
     return Explanation(hash=near, partitions=[None], category_probs=[None])

@@ -58,7 +58,9 @@ async def read_query(request: Request, config: ServeConfig) -> Query:
     body = await read_body(request, config.max_body_bytes, config.body_timeout_s)
     if media_type == "application/json":
         if request.query_params:
-            raise Problem(422, "invalid_field", "parameters of the URL belong to an image/* body; put them into the JSON", "query")
+            raise Problem(
+                422, "invalid_field", "parameters of the URL belong to an image/* body; put them into the JSON", "query"
+            )
         return check_query(parse_json(body), None, config)
     if media_type == "multipart/form-data":
         fields, image = await parse_multipart(request.headers, body, config.max_body_bytes)
@@ -71,7 +73,8 @@ async def read_query(request: Request, config: ServeConfig) -> Query:
 
 async def read_body(request: Request, max_bytes: int, timeout_s: float) -> bytes:
     """The body, at most `max_bytes`: the declared length is refused first, then the bytes are counted as they come."""
-    too_large = Problem(413, "body_too_large", f"more than {max_bytes} bytes", "body", headers={"Connection": "close"})
+    close = {"Connection": "close"}
+    too_large = Problem(413, "body_too_large", f"more than {max_bytes} bytes", "body", headers=close)
     declared = request.headers.get("content-length", "0")
     if not declared.isdecimal():
         raise Problem(400, "bad_content_length", "is not a number", "content-length")
@@ -85,7 +88,7 @@ async def read_body(request: Request, max_bytes: int, timeout_s: float) -> bytes
                 if len(body) > max_bytes:
                     raise too_large
     except TimeoutError:
-        raise Problem(408, "body_timeout", f"did not arrive within {timeout_s:g} s", "body", headers={"Connection": "close"}) from None
+        raise Problem(408, "body_timeout", f"did not arrive within {timeout_s:g} s", "body", headers=close) from None
     except ClientDisconnect:
         raise Problem(400, "client_gone", "the connection was closed before the end", "body") from None
     return bytes(body)
@@ -107,7 +110,7 @@ async def parse_multipart(headers: Headers, body: bytes, max_bytes: int) -> tupl
     try:
         form = await MemoryParser(headers, body, max_bytes).parse()
     except (MultiPartException, UnicodeDecodeError):
-        raise Problem(422, "bad_multipart", "is not well-formed multipart/form-data with one file and few fields", "body") from None
+        raise Problem(422, "bad_multipart", "is not well-formed multipart with one file and few fields", "body") from None
     fields: dict[str, str] = {}
     image = None
     for name, value in form.multi_items():
@@ -173,7 +176,7 @@ def check_query(asked: SearchRequest, image: bytes | None, config: ServeConfig) 
         try:
             image = base64.b64decode(asked.image_base64, validate=True)
         except (binascii.Error, ValueError):
-            raise Problem(422, "invalid_field", "is not base64 (send the bytes alone, without a data: prefix)", "image_base64") from None
+            raise Problem(422, "invalid_field", "is not base64 alone, without a data: prefix", "image_base64") from None
     if image is None and asked.product_id is None:
         raise Problem(422, "no_query", "nothing to search with: send image, image_base64 or product_id", "image")
     if image is not None and asked.product_id is not None:

@@ -1,13 +1,12 @@
-"""The hash stage of the ingress: a reduced decode in guarded processes, the fingerprint, the look-up; off the event loop."""
+"""The hash stage of the ingress: fingerprints from guarded processes, and the look-up; off the event loop."""
 
 import asyncio
 import queue
 from concurrent.futures import ThreadPoolExecutor
 
 from serve.api.served import ServedRelease
-from serve.index.release import HashMatch, HashStage
+from serve.index.release import Filters, HashMatch, HashStage
 from serve.vision.guarded import GuardedDecoder
-from serve.vision.hash import HASH_DECODE_PX, fingerprint
 from serve.vision.spec import DecodeLimits
 
 
@@ -16,26 +15,26 @@ class HashReader:
 
     def __init__(self, served: ServedRelease, limits: DecodeLimits, num_decoders: int) -> None:
         self.stage = HashStage.open(served.folder, served.manifest)
-        self.decoders: queue.SimpleQueue[GuardedDecoder] = queue.SimpleQueue()
-        self.all_decoders = [GuardedDecoder(limits) for _ in range(num_decoders)]
-        for decoder in self.all_decoders:
-            self.decoders.put(decoder)
+        self.decoders = [GuardedDecoder(limits) for _ in range(num_decoders)]
+        self.free: queue.SimpleQueue[GuardedDecoder] = queue.SimpleQueue()
+        for decoder in self.decoders:
+            self.free.put(decoder)
         self.threads = ThreadPoolExecutor(num_decoders, thread_name_prefix="hash")
 
     def close(self) -> None:
         """Ends the guarded processes."""
         self.threads.shutdown()
-        for decoder in self.all_decoders:
+        for decoder in self.decoders:
             decoder.close()
 
-    async def match(self, photo: bytes) -> HashMatch | None:
+    async def match(self, photo: bytes, filters: Filters | None) -> HashMatch | None:
         """The stored photo that `photo` is; None = go on with the vector stage. Raises ImageError."""
-        return await asyncio.get_running_loop().run_in_executor(self.threads, self._match, photo)
+        return await asyncio.get_running_loop().run_in_executor(self.threads, self._match, photo, filters)
 
-    def _match(self, photo: bytes) -> HashMatch | None:
-        decoder = self.decoders.get()
+    def _match(self, photo: bytes, filters: Filters | None) -> HashMatch | None:
+        decoder = self.free.get()
         try:
-            pixels = decoder.decode(photo, at_least_px=HASH_DECODE_PX)
+            fingerprint = decoder.fingerprint(photo)
         finally:
-            self.decoders.put(decoder)
-        return self.stage.match(fingerprint(pixels))
+            self.free.put(decoder)
+        return self.stage.match(fingerprint, filters)

@@ -4,7 +4,6 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from fastapi import FastAPI
-from ray import serve as ray_serve
 from ray.exceptions import RayActorError
 from ray.serve.exceptions import BackPressureError
 from ray.serve.handle import DeploymentHandle
@@ -28,12 +27,12 @@ def asked(handle: DeploymentHandle, method: str) -> Callable[..., Awaitable[Any]
     return ask
 
 
-@ray_serve.deployment
-@ray_serve.ingress()
 class Ingress:
     """One replica = one event loop with its own guarded decoders; hash tables and products are memory-mapped, so shared."""
 
-    def __init__(self, served: ServedRelease, settings: Settings, encoder: DeploymentHandle, searchers: list[DeploymentHandle]) -> None:
+    def __init__(
+        self, served: ServedRelease, settings: Settings, encoder: DeploymentHandle, searchers: list[DeploymentHandle]
+    ) -> None:
         groups = [asked(searcher, "search") for searcher in searchers]
         self.cascade = Cascade(served, settings, asked(encoder, "analyse"), groups, lost=(RayActorError,))
 

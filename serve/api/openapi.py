@@ -55,7 +55,9 @@ def describe(app: FastAPI) -> None:
     def openapi() -> Json:
         if app.openapi_schema is None:
             schema = get_openapi(title=app.title, version=app.version, description=DESCRIPTION, routes=app.routes)
-            ours = models_json_schema([(m, "validation") for m in (SearchRequest, FilterFields, ProblemBody)], ref_template=TEMPLATE)
+            ours = models_json_schema(
+                [(m, "validation") for m in (SearchRequest, FilterFields, ProblemBody)], ref_template=TEMPLATE
+            )
             schema.setdefault("components", {}).setdefault("schemas", {}).update(ours[1]["$defs"])
             app.openapi_schema = schema
         return app.openapi_schema

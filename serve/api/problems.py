@@ -71,7 +71,7 @@ class Problem(Exception):
 
 def image_problem(code: str, detail: str, field: str = "image") -> Problem:
     """What the guarded decoder found wrong with a photo."""
-    return Problem(IMAGE_STATUS.get(code, 422), f"image_{code.removeprefix('image_')}", detail, field)
+    return Problem(IMAGE_STATUS.get(code, 422), f"{field}_{code.removeprefix('image_')}", detail, field)
 
 
 def overloaded(detail: str) -> Problem:

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 from ray import serve as ray_serve
 
 from serve.api.cascade import Refused
@@ -11,6 +12,7 @@ from serve.api.schemas import Box
 from serve.api.served import ServedRelease
 from serve.settings import Settings
 from serve.vision.bundle import Bundle, CropFeatures
+from serve.vision.crop import MIN_DRAWN_PX, BoxError, crops_of_drawn
 from serve.vision.guarded import GuardedDecoder
 from serve.vision.image import ImageError
 from serve.vision.spec import DecodeLimits, RuntimeConfig
@@ -22,25 +24,35 @@ class PhotoEncoder:
     """The bundle of a release behind a guarded decoder; used by one thread at a time."""
 
     def __init__(self, served: ServedRelease, runtime: RuntimeConfig, limits: DecodeLimits) -> None:
-        self.bundle = Bundle.load(served.bundle_folder, runtime)
+        self.bundle = Bundle.load(served.bundle_folder, runtime, served.manifest.bundle.digest)
         self.decoder = GuardedDecoder(limits)
 
     def analyse(self, photos: Sequence[tuple[bytes, Box | None]]) -> list[Analysis]:
-        """For each photo its crops, or why it was refused: a bad photo spoils no other query of its batch."""
-        pixels = [self._decode(data) for data, _ in photos]
-        taken = [i for i, image in enumerate(pixels) if not isinstance(image, Refused)]
-        boxes = [[box] if box else None for _, box in photos]
-        features = iter(self.bundle.analyse([pixels[i] for i in taken], [boxes[i] for i in taken]) if taken else [])
-        return [image if isinstance(image, Refused) else next(features) for image in pixels]
+        """For each photo its crops, or why it was refused: a bad photo spoils no other query of its batch.
 
-    def _decode(self, data: bytes):
+        With a box the crops are that part alone; without, crop 0 is the whole photo and the others its items.
+        """
+        decoded = [self._decode(data, box) for data, box in photos]
+        taken = [(pixels, box) for pixels, (_, box) in zip(decoded, photos, strict=True) if not isinstance(pixels, Refused)]
+        images, boxes = [pixels for pixels, _ in taken], [[box] if box else None for _, box in taken]
+        found = iter(self.bundle.analyse(images, boxes) if taken else [])
+        return [
+            pixels if isinstance(pixels, Refused) else next(found)[1 if box else 0 :]
+            for pixels, (_, box) in zip(decoded, photos, strict=True)
+        ]
+
+    def _decode(self, data: bytes, box: Box | None) -> np.ndarray | Refused:
+        """Pixels, when they are a photo and the box lies in it."""
         try:
-            return self.decoder.decode(data)
+            pixels = self.decoder.decode(data)
+            crops_of_drawn(pixels.shape[1], pixels.shape[0], [box] if box else [])
         except ImageError as error:
             return Refused(error.code, error.detail)
+        except BoxError:
+            return Refused("outside", f"at least {MIN_DRAWN_PX} px of each side must lie in the photo", "box")
+        return pixels
 
 
-@ray_serve.deployment
 class QueryEncoder:
     """One replica = one process with the bundle loaded."""
 
@@ -52,8 +64,9 @@ class QueryEncoder:
 
     async def analyse(self, photo: bytes, box: Box | None) -> Analysis:
         """Crops of one photo; crop 0 is the whole photo."""
-        return await self._analyse((photo, box))
+        analysis: Analysis = await self._analyse((photo, box))
+        return analysis
 
-    @ray_serve.batch
+    @ray_serve.batch  # type: ignore[untyped-decorator]
     async def _analyse(self, photos: list[tuple[bytes, Box | None]]) -> list[Analysis]:
         return await asyncio.get_running_loop().run_in_executor(self.thread, self.encoder.analyse, photos)

@@ -19,12 +19,13 @@ from serve.api.cascade import Cascade
 from serve.api.openapi import refusals
 from serve.api.photos import read_photo
 from serve.api.problems import Problem
-from serve.api.schemas import Health, Limits, PartitionSummary, Ready, ReleaseAnswer, SearchAnswer
+from serve.api.schemas import EmbedAnswer, Health, Limits, PartitionSummary, Ready, ReleaseAnswer, SearchAnswer
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 PAGE = Path(__file__).parent.parent / "page"
+RETRY = {"Retry-After": "1"}
 NO_STORE = {"Cache-Control": "no-store"}
 UNCHANGING = {"Cache-Control": "public, max-age=86400, immutable"}  # an image_id is the digest of its bytes
 
@@ -50,11 +51,9 @@ class Readiness:
 
 def warm_up_photo() -> bytes:
     """A JPEG that no catalog has."""
-    ramp = np.linspace(0, 255, 256, dtype=np.uint8)
+    ramp = np.tile(np.linspace(0, 255, 256, dtype=np.uint8), (256, 1))
     buffer = io.BytesIO()
-    Image.fromarray(np.stack([np.tile(ramp, (256, 1)), np.tile(ramp[:, None], (1, 256)), np.full((256, 256), 128, np.uint8)], -1)).save(
-        buffer, "JPEG"
-    )
+    Image.fromarray(np.stack([ramp, ramp.T, np.full_like(ramp, 128)], axis=-1)).save(buffer, "JPEG")
     return buffer.getvalue()
 
 
@@ -78,12 +77,12 @@ def create_app(cascade: Cascade) -> FastAPI:
     async def in_time(answer: Awaitable[T]) -> T:
         """`answer` within the server's own limit, whatever timeout headers a client sends."""
         if readiness.reason is not None:
-            raise Problem(503, "not_ready", readiness.reason, headers={"Retry-After": "1"})
+            raise Problem(503, "not_ready", readiness.reason, headers=RETRY)
         try:
             async with asyncio.timeout(config.request_timeout_s):
                 return await answer
         except TimeoutError:
-            raise Problem(503, "too_slow", f"no answer within {config.request_timeout_s:g} s", headers={"Retry-After": "1"}) from None
+            raise Problem(503, "too_slow", f"no answer within {config.request_timeout_s:g} s", headers=RETRY) from None
 
     @app.post(
         "/v1/search",
@@ -97,6 +96,20 @@ def create_app(cascade: Cascade) -> FastAPI:
         answer = await in_time(cascade.search(query))
         return Response(answer.model_dump_json(), media_type="application/json", headers=NO_STORE)
 
+    @app.post(
+        "/v1/embed",
+        response_model=EmbedAnswer,
+        responses=refusals(408, 413, 415, 422, 429, 503),
+        openapi_extra=openapi.search_body(),
+    )
+    async def embed(request: Request) -> Response:
+        """The crops of a photo and their embeddings, made exactly as the catalog's; nothing is searched."""
+        query = await guard.read_query(request, config)
+        if query.image is None:
+            raise Problem(422, "no_query", "needs a photo", "image")
+        answer = await in_time(cascade.embed(query))
+        return Response(answer.model_dump_json(), media_type="application/json", headers=NO_STORE)
+
     @app.get("/v1/products/{product_id:path}/similar", response_model=SearchAnswer, responses=refusals(404, 422, 429, 503))
     async def similar(product_id: str, k: Annotated[int | None, Query(description="how many products")] = None) -> Response:
         """Products that look like this one."""
@@ -104,12 +117,12 @@ def create_app(cascade: Cascade) -> FastAPI:
         answer = await in_time(cascade.search(query))
         return Response(answer.model_dump_json(), media_type="application/json")
 
-    @app.get("/v1/images/{image_id}", response_class=Response, responses=image_responses() | refusals(404))
-    async def photo(image_id: str) -> Response:
-        """A catalog photo of this release, by the image_id of a result. One on an https host is a redirect there."""
-        uri = await cascade.in_thread(cascade.products.image_uri, image_id)
+    @app.get("/v1/images/{image_id}", response_class=Response, responses=image_responses() | refusals(404, 422))
+    async def photo(image_id: str, product: Annotated[str, Query(description="product_id of the photo")]) -> Response:
+        """A catalog photo of this release: the `image_url` of a result. One on an https host is a redirect there."""
+        uri = await cascade.in_thread(cascade.products.photo_uri, product, image_id)
         if uri is None:
-            raise Problem(404, "unknown_image", f"release {manifest.release_id} has no such photo", "image_id")
+            raise Problem(404, "unknown_image", f"release {manifest.release_id} has no such photo of this product", "image_id")
         if uri.startswith(("https://", "http://")):
             return RedirectResponse(uri, 307)
         data, media_type = await cascade.in_thread(read_photo, uri, image_id, cascade.limits.max_bytes)
@@ -129,7 +142,7 @@ def create_app(cascade: Cascade) -> FastAPI:
     async def readyz() -> Response:
         """Queries are answered: a warm-up query went through every part."""
         if readiness.reason is not None:
-            raise Problem(503, "not_ready", readiness.reason, headers={"Retry-After": "1"})
+            raise Problem(503, "not_ready", readiness.reason, headers=RETRY)
         return JSONResponse(Ready(release=manifest.release_id).model_dump(), headers=NO_STORE)
 
     @app.get("/", include_in_schema=False)
@@ -148,7 +161,10 @@ def image_responses() -> dict[int | str, dict[str, object]]:
     """OpenAPI of a photo."""
     kinds = ("image/jpeg", "image/png", "image/webp", "image/gif")
     binary = {"schema": {"type": "string", "format": "binary"}}
-    return {200: {"description": "The photo", "content": dict.fromkeys(kinds, binary)}, 307: {"description": "Where the photo is"}}
+    return {
+        200: {"description": "The photo", "content": dict.fromkeys(kinds, binary)},
+        307: {"description": "Where the photo is"},
+    }
 
 
 def release_answer(cascade: Cascade) -> ReleaseAnswer:

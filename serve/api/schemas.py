@@ -32,7 +32,7 @@ class SearchRequest(BaseModel):
 
     model_config = ConfigDict(
         extra="forbid",
-        json_schema_extra={"examples": [{"product_id": "MH01", "k": 5}, {"image_base64": "/9j/4AAQ...", "k": 10, "box": [40, 30, 310, 420]}]},
+        json_schema_extra={"examples": [{"product_id": "MH01", "k": 5, "filters": {"price_max": 60}}]},
     )
 
     image_base64: str | None = Field(None, description="the photo (JPEG, PNG, WebP, GIF), base64 without a data: prefix")
@@ -74,7 +74,7 @@ class ResultAnswer(BaseModel):
     match: Literal["exact", "similar"] = Field(description="exact = a photo of this product is the query photo")
     category: str | None = Field(examples=["apparel/hoodies"])
     image_uri: str = Field(description="where the catalog keeps the photo that matched")
-    image_url: str | None = Field(None, description="where this server shows it; none = only at image_uri", examples=["/v1/images/6f..."])
+    image_url: str | None = Field(None, description="where this server shows it", examples=["/v1/images/6f...?product=MH01"])
     attributes: Attributes
     crop: int = Field(description="number in `crops` of the query crop that found it", examples=[0])
     image_crop: int = Field(description="number of the stored crop that was found, 0 = the whole photo", examples=[0])
@@ -82,15 +82,26 @@ class ResultAnswer(BaseModel):
     why: str = Field(examples=["looks like your photo: cosine 0.83"])
 
 
-class FoundCrop(BaseModel):
-    """An item found in the query photo; crop 0 is the whole photo."""
+class PhotoCrop(BaseModel):
+    """A part of the query photo; crop 0 is the whole photo, or the box that was asked for."""
 
     box: Box = Field(description="x0, y0, x1, y1 in pixels of the upright upload", examples=[[12.0, 8.0, 212.0, 300.0]])
     label: str | None = Field(description="of the detector; none for the whole photo")
     score: float = Field(description="of the detector; 1 for the whole photo")
     category: str | None
     category_prob: float | None
+
+
+class FoundCrop(PhotoCrop):
+    """An item of the query photo, and its own results."""
+
     results: list[ResultAnswer]
+
+
+class EmbeddedCrop(PhotoCrop):
+    """An item of the query photo, and its vector."""
+
+    embedding: list[float] = Field(description="unit length; the cosine of two is their dot product")
 
 
 class ReleaseRef(BaseModel):
@@ -130,6 +141,14 @@ class SearchAnswer(BaseModel):
     shards: ShardCount
     no_match: bool = Field(description="true = nothing is good enough")
     explain: Explanation | None = None
+
+
+class EmbedAnswer(BaseModel):
+    """The vectors of a photo, made exactly as those of the catalog."""
+
+    crops: list[EmbeddedCrop]
+    dim: int
+    release: ReleaseRef
 
 
 class Health(BaseModel):

@@ -35,7 +35,9 @@ class ServedRelease:
         verify_release(folder, manifest)
         bundle_folder = store_root / manifest.bundle.folder
         if not bundle_folder.is_dir():
-            raise ReleaseError(f"{bundle_folder}: the bundle of release {manifest.release_id} is missing; build the release again")
+            raise ReleaseError(
+                f"{bundle_folder}: the bundle of release {manifest.release_id} is missing; build the release again"
+            )
         digest = bundle_digest(bundle_folder)
         if digest != manifest.bundle.digest:
             raise ReleaseError(

@@ -6,7 +6,6 @@ import asyncio
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-from ray import serve as ray_serve
 
 from serve.api.served import ServedRelease
 from serve.index.release import Candidate, Filters, ShardGroup
@@ -15,7 +14,6 @@ from serve.index.search import search_crops
 THREADS = 2  # searches at once in one replica; a search holds the GIL only outside FAISS
 
 
-@ray_serve.deployment
 class ShardSearcher:
     """One deployment = one shard group; replicas of it are copies."""
 

@@ -182,7 +182,8 @@ function tile(result) {
   find(".stock").textContent = stock(attributes);
   find(".stock").classList.toggle("out", !attributes.available);
   find(".why").textContent = result.why;
-  find(".score").textContent = `score ${result.score.toFixed(3)}`;
+  find(".score").textContent = result.score.toFixed(3);
+  find(".score").title = "score: cosine of the embeddings";
   find(".more").setAttribute("aria-label", `More like ${attributes.title}`);
   find(".more").addEventListener("click", () => searchProduct(result.product_id, attributes.title, picture));
   return item;

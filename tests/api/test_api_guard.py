@@ -205,7 +205,9 @@ JSON_VALUES = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=10), inner, max_size=4),
     max_leaves=12,
 )
-NAMES = st.sampled_from(["k", "box", "filters", "category", "image_base64", "product_id", "explain", "text"]) | st.text(max_size=12)
+NAMES = st.sampled_from(["k", "box", "filters", "category", "image_base64", "product_id", "explain", "text"]) | st.text(
+    max_size=12
+)
 
 
 @given(st.dictionaries(NAMES, JSON_VALUES, max_size=6))
