@@ -22,7 +22,7 @@ from deltalake import DeltaTable
 
 from jobs.config import Config, JobError, run_job
 from jobs.failpoint import failpoint
-from jobs.raydata.actors import Decoder, Embedder, start_claims
+from jobs.raydata.actors import DUPLICATE, Decoder, Embedder, start_claims
 from jobs.raydata.delta import append, committed, ensure_table, pinned_version, upsert
 from jobs.raydata.fetch import TRANSIENT
 from jobs.raydata.outcomes import EmbedResult, explode, outcomes, owners, staged
@@ -167,20 +167,25 @@ def stream(config: Config, tables: Tables, bundle_folder: Path, stage: Stage) ->
     return float(remaining.num_rows / (time.perf_counter() - start))
 
 
-def stored_ids(tables: Tables, digest: str) -> list[bytes]:
-    """SHA-256 digests of the images whose features of this bundle are stored."""
+def stored_ids(tables: Tables, digest: str, among: pa.ChunkedArray | None = None) -> list[str]:
+    """image_id of the images whose features of this bundle are stored; of those in `among` only, where it is given."""
     if table_version(tables, "features") is None:
         return []
-    dataset = DeltaTable(tables.path("features")).to_pyarrow_dataset()
-    ids = dataset.to_table(["image_id"], (pc.field("bundle_digest") == digest) & (pc.field("crop") == 0))["image_id"]
-    return [bytes.fromhex(image_id) for image_id in ids.to_pylist()]
+    wanted = (pc.field("bundle_digest") == digest) & (pc.field("crop") == 0)
+    if among is not None:
+        wanted &= pc.field("image_id").isin(among.combine_chunks())
+    ids: list[str] = (
+        DeltaTable(tables.path("features")).to_pyarrow_dataset().to_table(["image_id"], wanted)["image_id"].to_pylist()
+    )
+    return ids
 
 
 def commit(tables: Tables, stage: Stage, rate: float) -> EmbedResult:
     """One commit into features, one into fetches; each only once, whatever was killed in between."""
     number, digest = stage.plan.commit_number, stage.plan.bundle_digest
     rows = staged(stage)
-    fetches, result = outcomes(rows, stage.plan, rate)
+    duplicates = rows.filter(pc.equal(rows["status"], DUPLICATE))["image_id"]
+    fetches, result = outcomes(rows, stage.plan, rate, stored_ids(tables, digest, duplicates))
     ensure_table(tables, "features", FEATURES)
     ensure_table(tables, "fetches", FETCHES)
     if result.embedded and committed(tables, "features", APP_ID) < number:

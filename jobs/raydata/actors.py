@@ -78,9 +78,10 @@ class ImageClaims:
         return [not known and self.owners.setdefault(id_, uri) == uri for uri, id_, known in zip(uris, ids, stored, strict=True)]
 
 
-def start_claims(stored_ids: list[bytes], owners: dict[bytes, str]) -> ActorHandle:
+def start_claims(stored_ids: list[str], owners: dict[bytes, str]) -> ActorHandle:
     """The run's ImageClaims. It is not restarted: without it a run ends, and the next one goes on from what is staged."""
-    return ray.remote(ImageClaims).options(num_cpus=0, max_restarts=0).remote(np.sort(np.array(stored_ids, dtype="S32")), owners)
+    stored_N = np.sort(np.array([bytes.fromhex(image_id) for image_id in stored_ids], dtype="S32"))
+    return ray.remote(ImageClaims).options(num_cpus=0, max_restarts=0).remote(stored_N, owners)
 
 
 class Decoder:

@@ -1,5 +1,6 @@
 """What became of each image: staged rows as rows of `fetches` and `features`, and the sum that must add up."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -37,19 +38,26 @@ def owners(stage: Stage) -> dict[bytes, str]:
     return {bytes.fromhex(i): uri for i, uri in zip(rows["image_id"].to_pylist(), rows["image_uri"].to_pylist(), strict=True)}
 
 
-def outcomes(rows: pa.Table, plan: Plan, rate: float) -> tuple[pa.Table, EmbedResult]:
-    """Rows of FETCHES, and their counts. A duplicate shares the fate of the image it equals."""
+def outcomes(rows: pa.Table, plan: Plan, rate: float, stored_ids: Collection[str]) -> tuple[pa.Table, EmbedResult]:
+    """Rows of FETCHES, and their counts. Raises JobError where the sum is wrong.
+
+    A duplicate shares the fate of the image it equals: embedded by this run, in `stored_ids` by an earlier one, or rejected.
+    Where it has none (the URI that owned the bytes was lost in a kill and gave other bytes afterwards) the next run looks again.
+    """
     status, reason, detail, ids = (rows[name].to_pylist() for name in ("status", "reason", "detail", "image_id"))
+    owned = [image_id for image_id, was in zip(ids, status, strict=True) if was == EMBEDDED]
     bad = {i: (r, d) for s, r, d, i in zip(status, reason, detail, ids, strict=True) if s == REJECTED and i is not None}
+    found = {*owned, *stored_ids}
     num_duplicates = 0
     for row, image_id in enumerate(ids):
-        if status[row] == DUPLICATE:
-            status[row] = REJECTED if image_id in bad else EMBEDDED
-            reason[row], detail[row] = bad.get(image_id, (None, None))
-            num_duplicates += status[row] == EMBEDDED
+        if status[row] == DUPLICATE and image_id in found:
+            status[row] = EMBEDDED
+            num_duplicates += 1
+        elif status[row] == DUPLICATE:
+            lost = ("fetch_failed", "the URI with the same bytes has other bytes now")
+            status[row], (reason[row], detail[row]) = REJECTED, bad.get(image_id, lost)
     num_rejected = status.count(REJECTED)
     num_embedded = len(status) - num_rejected - num_duplicates
-    owned = [i for i, s in zip(ids, rows["status"].to_pylist(), strict=True) if s == EMBEDDED]
     if not len(set(owned)) == len(owned) == num_embedded or len(status) != plan.num_pending:
         raise JobError(
             f"run {plan.run_id}: {plan.num_pending} images in, but {num_embedded} embedded ({len(set(owned))} distinct) + "

@@ -20,6 +20,7 @@ log = logging.getLogger(__name__)
 
 NO_PROGRESS_TIMEOUT_S = 600.0  # Ray Data's own is 1800; ten minutes without one block is a job that hangs
 LOG_EVERY_S = 10.0
+START_ATTEMPTS = 3  # Ray gives a node 30 s to start, which a busy small machine may need
 
 
 def start_ray(config: RayConfig) -> None:
@@ -34,10 +35,17 @@ def start_ray(config: RayConfig) -> None:
         options |= {"include_dashboard": False, "log_to_driver": False}  # what matters comes back as an exception
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # it takes each restartable actor of Ray Data for an error
     start = time.perf_counter()
-    try:
-        ray.init(**options)
-    except ConnectionError as error:
-        raise JobError(f"ray.address={address}: no Ray answers there; start one, or leave ray.address out to run here") from error
+    for attempt in range(START_ATTEMPTS):
+        try:
+            ray.init(**options)
+            break
+        except ConnectionError as error:
+            raise JobError(f"ray.address={address}: no Ray answers there; start one, or leave ray.address out") from error
+        except Exception as error:  # Ray's own class of this fault is Exception
+            if "timed out during startup" not in str(error) or attempt == START_ATTEMPTS - 1:
+                raise
+            log.warning("ray=slow_start attempt=%d: this machine is busy; starting again", attempt + 1)
+            ray.shutdown()
     quiet_ray_data()
     log.info(
         "ray=started address=%s cpus=%g seconds=%.1f",

@@ -4,7 +4,7 @@ import hashlib
 
 import numpy as np
 import pyarrow as pa
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jobs.raydata.actors import DECODED, EMBEDDED, REJECTED, ImageClaims, is_unit, pixel_column, pixel_views
@@ -40,6 +40,7 @@ def test_digests_that_end_in_zeros_stay_apart() -> None:
     assert run.claim(["u1", "u2", "u3"], ids) == [False, True, True]
 
 
+@settings(deadline=None)  # wall clock is no property
 @given(st.lists(st.tuples(st.integers(0, 5), st.sampled_from("abcdef")), max_size=30), st.integers(0, 2**31))
 def test_each_image_has_one_owner(calls: list[tuple[int, str]], seed: int) -> None:
     """Whatever the order of the calls, with retries."""
@@ -54,6 +55,7 @@ def test_each_image_has_one_owner(calls: list[tuple[int, str]], seed: int) -> No
     assert set(owned) == {name for _, name in calls} - {"f"}
 
 
+@settings(deadline=None)  # wall clock is no property
 @given(st.lists(st.one_of(st.none(), SIDES), max_size=6))
 def test_pixels_arrive_as_they_left(sides: list[tuple[int, int] | None]) -> None:
     rng = np.random.default_rng(0)

@@ -1,0 +1,181 @@
+"""embed_images against a bare loop: what Ray, the guarded decoder and the stage cost, and what two processes gain.
+
+    python -m tests.bench.bench_embed --conf conf/local.yaml [--images 800] [--repeats 3] [--out FILE]
+
+The bare loop reads, hashes, decodes and fingerprints each photo and runs the same bundle with the same threads and batches, in
+one process, with no guard. Both are measured in turns; medians are kept. Rates of embed_images are those of the second half of
+a run: Ray's start and the actors' are reported beside them.
+"""
+
+import argparse
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import ray
+from PIL import Image
+from ray.data.extensions import ArrowTensorArray
+
+from jobs.config import Config
+from jobs.embed_images import stream
+from jobs.raydata.actors import pixel_column
+from jobs.raydata.session import start_ray, stop_ray
+from jobs.raydata.staging import Plan, Stage
+from jobs.runs import configure_logging
+from jobs.tables import Tables
+from serve.vision.bundle import Bundle, assemble_bundle, bundle_digest
+from serve.vision.hash import fingerprint_bytes
+from serve.vision.image import decode_image, image_id_of
+from serve.vision.spec import BundleConfig, EncoderConfig
+from tests.bench.record import record
+
+ROOT = Path(__file__).parents[2]
+SHIPPED = ROOT / "serve" / "bundles" / "generated-v1"
+NUM_BARE = 200  # images of one bare loop
+
+
+def photos(folder: Path, num_images: int) -> list[Path]:
+    """`num_images` JPEGs with different bytes: real photos where they are beside the project, over and over, else drawn ones."""
+    sources = sorted((ROOT.parent / "shared" / "data" / "luma-catalog" / "images").rglob("*.jpg"))[:200]
+    if not sources:
+        rng = np.random.default_rng(3)
+        for number in range(50):
+            patches = rng.integers(0, 256, (24, 20, 3), dtype=np.uint8)
+            sources.append(folder / f"drawn-{number}.jpg")
+            Image.fromarray(patches).resize((800, 1000)).save(sources[-1], quality=90)
+    files = []
+    for number in range(num_images):
+        data = sources[number % len(sources)].read_bytes()
+        comment = f"{number:08}".encode()
+        files.append(folder / f"{number:06}.jpg")
+        files[-1].write_bytes(data[:2] + b"\xff\xfe" + (2 + len(comment)).to_bytes(2, "big") + comment + data[2:])
+    return files
+
+
+def untrained_mobilenet(folder: Path) -> BundleConfig:
+    """MobileNetV2 at 224 pixels, no detector: its weights are random, its speed is not."""
+    import torch
+    from safetensors.torch import save_file
+
+    from serve.vision.backbones import EmbeddingNet
+
+    torch.manual_seed(0)
+    path = folder / "mobilenet_v2.safetensors"
+    save_file(EmbeddingNet("mobilenet_v2", 128, 0).state_dict(), path)
+    return BundleConfig(
+        name="bench", encoder=EncoderConfig(kind="torchvision", arch="mobilenet_v2", weights=str(path), embedding_dim=128)
+    )
+
+
+def bare_rate(config: Config, bundle: Bundle, files: list[Path]) -> float:
+    """Images a second of the bare loop."""
+    start = time.perf_counter()
+    for first in range(0, len(files), config.embed.batch_size):
+        images = []
+        for path in files[first : first + config.embed.batch_size]:
+            data = path.read_bytes()
+            image_id_of(data)
+            images.append(decode_image(data, config.decode))
+            fingerprint_bytes(data, config.decode)
+        bundle.analyse(images)
+    return len(files) / (time.perf_counter() - start)
+
+
+def job_rates(config: Config, bundle_folder: Path, files: list[Path], folder: Path) -> dict[str, float]:
+    """Images a second of the second half, and of all; seconds to the first block."""
+    pending = pa.table({"image_uri": [path.as_uri() for path in files]})
+    run_id = f"bench-{time.time_ns()}"
+    plan = Plan(run_id, str(folder / "tables"), 0, bundle_digest(bundle_folder), 1, len(files))
+    stage = Stage.create(folder / "staging", plan, pending, "image_uri")
+    start = time.time()
+    stream(config, Tables(plan.tables), bundle_folder, stage)
+    seconds = time.time() - start
+    stage.finish()
+    parts = sorted((path.stat().st_mtime, pq.read_metadata(path).num_rows) for path in (stage.folder / "rows").iterdir())
+    statuses = stage.rows.to_table(columns=["status"])["status"].to_pylist()
+    assert statuses.count("embedded") == len(files), "a photo of the benchmark was not embedded"
+    half = len(parts) // 2
+    rate = sum(rows for _, rows in parts[half:]) / (parts[-1][0] - parts[half - 1][0])
+    stage.remove()
+    return {"per_s": rate, "per_s_with_start": len(files) / seconds, "first_block_s": parts[0][0] - start}
+
+
+def compare(config: Config, bundle_folder: Path, files: list[Path], folder: Path, repeats: int) -> dict[str, float]:
+    """Medians of the job and the bare loop, in turns."""
+    bundle = Bundle.load(bundle_folder, config.runtime)
+    bare_rate(config, bundle, files[:16])
+    runs: list[dict[str, float]] = []
+    for _ in range(repeats):
+        bare = bare_rate(config, bundle, files[:NUM_BARE])
+        runs.append({"bare_per_s": bare} | job_rates(config, bundle_folder, files, folder))
+        runs[-1]["ratio"] = runs[-1]["per_s"] / bare
+    return {name: round(statistics.median(run[name] for run in runs), 2) for name in runs[0]}
+
+
+def transfer_ms(files: list[Path], config: Config) -> dict[str, float]:
+    """Milliseconds an image from one actor's pixels to another's, by form of the column."""
+    images = [decode_image(path.read_bytes(), config.decode) for path in files[: config.embed.batch_size]]
+    forms: dict[str, Callable[[], Any]] = {
+        "binary_one_copy": lambda: pixel_column(images),
+        "bytes_objects": lambda: pa.array([image.tobytes() for image in images], pa.large_binary()),
+        "ray_tensors": lambda: ArrowTensorArray.from_numpy(ragged(images)),
+    }
+    figures = {}
+    for name, form in forms.items():
+        times = []
+        for _ in range(7):
+            start = time.perf_counter()
+            ray.get(ray.put(pa.table({"pixels": form()})))
+            times.append((time.perf_counter() - start) * 1000 / len(images))
+        figures[name] = round(statistics.median(times), 3)
+    return figures
+
+
+def ragged(images: list[np.ndarray]) -> np.ndarray:
+    """(N,) objects."""
+    array = np.empty(len(images), object)
+    array[:] = images
+    return array
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--conf", type=Path, default=ROOT / "conf" / "local.yaml")
+    parser.add_argument("--set", action="append", default=[], metavar="a.b=c")
+    parser.add_argument("--images", type=int, default=800)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args()
+    configure_logging()
+    config = Config.load(args.conf, args.set)
+    with tempfile.TemporaryDirectory() as temp:
+        folder = Path(temp)
+        files = photos(folder, args.images)
+        start = time.perf_counter()
+        start_ray(config.ray)
+        figures: dict[str, Any] = {"images": len(files), "ray_start_s": round(time.perf_counter() - start, 1)}
+        figures["photo_pixels"] = decode_image(files[0].read_bytes(), config.decode).size // 3
+        figures["transfer_ms_per_image"] = transfer_ms(files, config)
+        bundles = {"mobilenet_v2": untrained_mobilenet(folder)}
+        if SHIPPED.is_dir():
+            bundles["shipped"] = BundleConfig(path=str(SHIPPED))
+        for name, bundle in bundles.items():
+            bundle_folder = assemble_bundle(bundle, folder / "bundles")
+            figures[name] = compare(config, bundle_folder, files, folder, args.repeats)
+        stop_ray()
+    figures["embed"] = config.embed.model_dump()
+    figures["threads"] = config.runtime.threads
+    path = record("embed", figures, ("ray", "openvino", "pyarrow", "pillow"), args.out)
+    sys.stdout.write(f"{path}\n{figures}\n")
+
+
+if __name__ == "__main__":
+    main()
