@@ -54,6 +54,7 @@ class EmbedConfig(Section):
     embed_gpus: float = Field(0.0, ge=0)
     batch_size: int = Field(32, ge=1)
     block_rows: int = Field(64, ge=1, description="images a block: what a kill may cost")
+    round_images: int = Field(1_000_000, ge=1, description="images a commit; bounds the driver's memory, about 1 kB each")
     fetch_threads: int = Field(8, ge=1)
     fetch_timeout_s: float = Field(20.0, gt=0)
     max_restarts: int = Field(3, ge=0, description="of one actor; a crash must not loop")
@@ -71,6 +72,7 @@ class EvaluateConfig(Section):
 
     num_queries: int = Field(500, ge=1, description="index against exact search: sampled crops")
     min_recall_at_10: float = Field(0.9, ge=0, le=1, description="index against exact search; below: not published")
+    hash_photos: int = Field(200, ge=1, description="catalog photos that the hash exit is calibrated on")
     queries: Path | None = Field(None, description="JSONL with path and product_id (or product_ids) of photos")
     queries_where: dict[str, str] = Field({}, description="column: value; only such rows are queries")
     max_queries: int = Field(300, ge=1)
@@ -120,16 +122,16 @@ class TrainEncoderConfig(Section):
     arch: str = "mobilenet_v3_small"
     embedding_dim: int = Field(128, ge=8)
     input_px: tuple[int, ...] = Field(
-        (96, 96, 96, 96, 96, 96, 128), min_length=1, description="input side by epoch; the last one stays, and is shipped"
+        (*[96] * 10, 128), min_length=1, description="input side by epoch; the last one stays, and is shipped"
     )
-    loss: str = Field("arcface", description="a name of jobs.training.losses.LOSSES")
+    loss: str = Field("supervised_contrastive", description="a name of jobs.training.losses.LOSSES")
     category_weight: float = Field(0.2, ge=0, description="of the category head's cross-entropy in the loss")
     attribute_weight: float = Field(1.0, ge=0, description="of the cross-entropy of colour, pattern, logo and shape; 0 = not used")
-    epochs: int = Field(30, ge=1)
+    epochs: int = Field(14, ge=1)
     passes: int = Field(1, ge=1, description="times an epoch draws K photos of every product")
     batch_products: int = Field(16, ge=2, description="P of P x K sampling")
     batch_images: int = Field(4, ge=2, description="K of P x K sampling")
-    learning_rate: float = Field(2e-3, gt=0)
+    learning_rate: float = Field(3e-3, gt=0)
     loss_learning_rate: float = Field(1e-2, gt=0, description="of the loss's own proxies, where it has some")
     threads: int = Field(2, ge=1)
     use_gpu: bool = False

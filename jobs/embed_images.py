@@ -53,11 +53,11 @@ def run(config: Config) -> EmbedResult:
             results.append(carry_through(config, tables, bundle_folder, resumed))
         images_version = pinned_version(tables, "images", written_by="jobs.curate_catalog")
         pending = pending_images(tables, images_version, digest, retry=not resumed)
-        if pending.num_rows:
+        for first in range(0, pending.num_rows, config.embed.round_images):
+            some = pending.slice(first, config.embed.round_images)
             number = max(committed(tables, name, APP_ID) for name in ("features", "fetches")) + 1
-            run_id = f"embed-{number:06d}-{digest[:8]}"
-            plan = Plan(run_id, tables.root, images_version, digest, number, pending.num_rows)
-            results.append(carry_through(config, tables, bundle_folder, Stage.create(root, plan, pending, "image_uri")))
+            plan = Plan(f"embed-{number:06d}-{digest[:8]}", tables.root, images_version, digest, number, some.num_rows)
+            results.append(carry_through(config, tables, bundle_folder, Stage.create(root, plan, some, "image_uri")))
     if not results:
         log.info("nothing changed: every image of images version %d is embedded or rejected", images_version)
     return EmbedResult(

@@ -231,7 +231,7 @@ def test_killed_twice_equals_uninterrupted(tmp_path: Path, weights: Path, ray_lo
     killed = tmp_path / "killed"
     for folder in (whole, killed):
         folder.mkdir()
-    config, conf = Config.load(settings(whole, weights)), settings(killed, weights)
+    config, conf = Config.load(settings(whole, weights), ["embed.round_images=70"]), settings(killed, weights)
     interrupted = Config.load(conf)
     write_images(config, uris)
     write_images(interrupted, uris)
@@ -258,7 +258,7 @@ def test_killed_twice_equals_uninterrupted(tmp_path: Path, weights: Path, ray_lo
     assert versions(interrupted) == (1, 1) and not list(rows.glob("*/plan.json"))
     assert embed_images.run(interrupted) == EmbedResult()
 
-    uninterrupted = embed_images.run(config)
+    uninterrupted = embed_images.run(config)  # in two rounds
     assert (uninterrupted.embedded, uninterrupted.duplicates) == (60, 60)
     assert vectors(config) == vectors(interrupted)
     assert outcomes(config) == outcomes(interrupted)
