@@ -42,8 +42,12 @@ def start_ray(config: RayConfig) -> None:
         except ConnectionError as error:
             raise JobError(f"ray.address={address}: no Ray answers there; start one, or leave ray.address out") from error
         except Exception as error:  # Ray's own class of this fault is Exception
-            if "timed out during startup" not in str(error) or attempt == START_ATTEMPTS - 1:
+            if "timed out during startup" not in str(error):
                 raise
+            if attempt == START_ATTEMPTS - 1:
+                raise JobError(
+                    f"Ray did not start, {START_ATTEMPTS} times over: this machine is too busy; run again later"
+                ) from error
             log.warning("ray=slow_start attempt=%d: this machine is busy; starting again", attempt + 1)
             ray.shutdown()
     quiet_ray_data()

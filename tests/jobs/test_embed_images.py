@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+import ray
 from deltalake import write_deltalake
 from PIL import Image
 
@@ -247,7 +248,8 @@ def test_killed_twice_equals_uninterrupted(tmp_path: Path, weights: Path, ray_lo
     parts = {path.name for path in rows.glob("*/rows/part-*")}
     assert 0 < len(parts) < 30 and versions(interrupted) == (None, None)
 
-    process = start(conf, VS_FAILPOINT="embed:after_features")
+    address = ray.get_runtime_context().gcs_address  # a running cluster, as `ray job submit` names it to its entrypoint
+    process = start(conf, RAY_ADDRESS=address, VS_FAILPOINT="embed:after_features")
     _, errors = process.communicate(timeout=300)
     assert process.returncode == EXIT_CODE and "resumed" in errors, errors
     assert {path.name for path in rows.glob("*/rows/part-*")} > parts  # nothing that was finished was done again
