@@ -22,4 +22,5 @@ class IndexConfig(BaseModel):
     partition_depth: int = Field(1, ge=0, description="category levels that name a partition; 0 = one partition")
     min_partition_rows: int = Field(256, ge=1, description="smaller partitions are packed together into `rest`")
     route_threshold: float = Field(0.98, gt=0, le=1, description="partitions are searched until their probability passes it")
+    threads: int = Field(1, ge=1, description="CPUs of one training or one shard build")
     seed: int = 17

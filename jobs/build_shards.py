@@ -1,0 +1,137 @@
+"""Builds every shard of the planned release.
+
+Reads   releases/.building-<release_id>: plan.json, staged rows; the trained templates
+Writes  shards/<shard>/ and entries/<shard>.json there, each whole or not at all
+Engine  Ray, one task a shard; FAISS fills the partition's template
+
+    python -m jobs.build_shards --conf conf/local.yaml [--set section.key=value ...]
+
+A shard that was finished and is undamaged is kept, so a run that was killed goes on where it was.
+"""
+
+import logging
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import faiss
+import pyarrow.parquet as pq
+import ray
+
+from jobs.building import BuildPlan, PartitionPlan, ShardPlan, find_building, read_entry, write_part
+from jobs.config import Config, JobError, run_job
+from jobs.failpoint import failpoint
+from jobs.raydata.session import progress, start_ray
+from jobs.runs import configure_logging, pairs
+from serve.index.manifest import ReleaseError, ShardEntry, file_entry, file_sha256, sync_folder, verify_shard
+from serve.index.writer import write_shard
+
+log = logging.getLogger("jobs.build_shards")
+
+
+@dataclass(frozen=True)
+class BuildResult:
+    """What was built."""
+
+    release_id: str
+    shards: int
+    kept: int  # of an earlier run
+    rows: int
+    bytes: int
+
+
+def run(config: Config) -> BuildResult:
+    """Builds what is missing. Raises JobError."""
+    found = find_building(config.store)
+    if found is None:
+        log.info("nothing to build")
+        return BuildResult("", 0, 0, 0, 0)
+    folder, plan = found
+    (folder / "entries").mkdir(exist_ok=True)
+    (folder / "shards").mkdir(exist_ok=True)
+    work = [(partition, shard) for partition in plan.partitions for shard in partition.shards]
+    missing = [(partition, shard) for partition, shard in work if not finished(folder, shard)]
+    if missing:
+        start_ray(config.ray)
+        build = ray.remote(num_cpus=config.index.threads, max_retries=1)(build_shard)
+        tasks = {build.remote(folder, plan, partition, shard, config): shard for partition, shard in missing}
+        with progress("build_shards", sum(shard.num_rows for _, shard in missing), "rows") as shown:
+            waiting = list(tasks)
+            while waiting:
+                [done], waiting = ray.wait(waiting)
+                try:
+                    ray.get(done)
+                except ray.exceptions.RayTaskError as error:
+                    raise JobError(f"{tasks[done].path}: {error.cause}") from error
+                shown.add(tasks[done].num_rows)
+    entries = [entry for _, shard in work if (entry := read_entry(folder, shard))]
+    result = BuildResult(
+        release_id=plan.release_id,
+        shards=len(entries),
+        kept=len(work) - len(missing),
+        rows=sum(entry.num_rows for entry in entries),
+        bytes=sum(file.bytes for entry in entries for file in entry.files),
+    )
+    if result.rows != plan.counts.crops:
+        raise JobError(f"{folder}: {result.rows} rows in the shards, {plan.counts.crops} in the plan; remove it and run again")
+    log.info("build_shards %s", pairs(vars(result)))
+    return result
+
+
+def finished(folder: Path, shard: ShardPlan) -> bool:
+    """Whether the shard is there, whole and undamaged."""
+    entry = read_entry(folder, shard)
+    if entry is None:
+        return False
+    try:
+        verify_shard(folder, entry)
+    except ReleaseError as error:
+        log.warning("shard=%s is built again: %s", shard.name, error)
+        return False
+    return True
+
+
+def build_shard(folder: Path, plan: BuildPlan, partition: PartitionPlan, shard: ShardPlan, config: Config) -> None:
+    """Builds one shard beside its place, syncs and digests it, moves it there, then writes its entry."""
+    faiss.omp_set_num_threads(config.index.threads)
+    target = folder / shard.path
+    fresh = target.with_name(f".{target.name}")
+    for leftover in (fresh, target):
+        shutil.rmtree(leftover, ignore_errors=True)
+    fresh.mkdir()
+    crops = pq.read_table(folder / "staged" / f"{shard.name}.crops.parquet")
+    products = pq.read_table(folder / "staged" / f"{shard.name}.products.parquet")
+    write_shard(fresh, crops, products, plan.bundle.dim, read_template(config.store.templates, partition.template_digest))
+    files = []
+    for path in sorted(fresh.iterdir()):
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+        files.append(file_entry(fresh, path.name))
+    failpoint("build:before_rename")
+    fresh.rename(target)
+    sync_folder(target.parent)
+    entry = ShardEntry(
+        path=shard.path, bucket=shard.bucket, num_rows=crops.num_rows, num_products=products.num_rows, files=tuple(files)
+    )
+    write_part(folder / "entries" / f"{shard.name}.json", entry)
+
+
+def read_template(templates: Path, digest: str | None) -> bytes | None:
+    """The trained template, its bytes checked against its name; None for a flat partition. Raises ReleaseError."""
+    if digest is None:
+        return None
+    path = templates / f"{digest}.faiss"
+    if not path.is_file() or file_sha256(path) != digest:
+        raise ReleaseError(f"{path}: missing or damaged; remove it and the folder of the release being built, and run again")
+    return path.read_bytes()
+
+
+def main() -> None:
+    """Command line."""
+    configure_logging()
+    run_job(__doc__ or "", run)
+
+
+if __name__ == "__main__":
+    main()

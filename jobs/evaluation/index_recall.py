@@ -1,0 +1,100 @@
+"""The index against exact search: what a partition finds, and the cheapest settings that find enough.
+
+Letters: Q queries, D width, K places, S shards.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import faiss
+import numpy as np
+
+from jobs.building import PartitionPlan
+from jobs.evaluation.metrics import recall_at
+from serve.index.exact import NONE_SCORE, exact_search
+from serve.index.manifest import PartitionSpec
+from serve.index.merge import merge_top_k
+from serve.index.plan import FLAT
+from serve.index.shard import Shard
+
+PLACES = 100  # recall is measured up to here
+TARGET_PLACES = 10
+WIDENED = (1, 2, 4, 8)  # times refine_factor, tried in turn where all lists together do not reach the target
+
+
+@dataclass(frozen=True)
+class Queries:
+    """Stored crops that are searched for again; each one's own row is left out of its answer."""
+
+    embeddings_QD: np.ndarray
+    shards_Q: np.ndarray  # paths of the shards they lie in
+    rows_Q: np.ndarray  # and their rows there
+
+
+@dataclass(frozen=True)
+class PartitionRecall:
+    """What was chosen for one partition, and its scores: (Q, PLACES), best first."""
+
+    spec: PartitionSpec
+    found_QK: np.ndarray
+    exact_QK: np.ndarray
+
+    @property
+    def recall(self) -> float:
+        """Recall@10 of this partition."""
+        return recall_at(self.found_QK, self.exact_QK, TARGET_PLACES)
+
+
+def sample_queries(shards: dict[str, Shard], num: int, seed: int) -> Queries:
+    """A seeded sample of the stored crops of all shards."""
+    starts = np.concatenate([[0], np.cumsum([shard.num_rows for shard in shards.values()])])
+    chosen = np.sort(np.random.default_rng(seed).choice(starts[-1], min(num, starts[-1]), replace=False))
+    places = np.searchsorted(starts, chosen, side="right") - 1
+    rows, paths = chosen - starts[places], np.array(list(shards))[places]
+    vectors = [shards[path].embedding(int(row)) for path, row in zip(paths, rows, strict=True)]
+    return Queries(np.stack(vectors), paths, rows)
+
+
+def measure_partition(
+    folder: Path, partition: PartitionPlan, first: PartitionSpec, dim: int, queries: Queries, target: float, threads: int
+) -> PartitionRecall:
+    """The smallest nprobe that reaches `target` recall@10 in this partition, or the largest where none does, and its scores.
+
+    More candidates are re-scored only where all lists together miss the target: then the codes are too coarse, not the lists.
+    """
+    faiss.omp_set_num_threads(threads)
+    shards = {shard.path: Shard.open(folder / shard.path, first, dim) for shard in partition.shards}
+    exact_QK = merged(
+        queries, {path: exact_search(queries.embeddings_QD, s.vectors_ND, PLACES + 1) for path, s in shards.items()}
+    )
+    if partition.factory == FLAT:
+        return PartitionRecall(first, exact_QK, exact_QK)
+
+    def look(spec: PartitionSpec) -> PartitionRecall:
+        for shard in shards.values():
+            shard.spec = spec
+        found = {path: shard.search(queries.embeddings_QD, PLACES + 1) for path, shard in shards.items()}
+        return PartitionRecall(spec, merged(queries, found), exact_QK)
+
+    for factor in WIDENED:
+        widest = first.model_copy(update={"nprobe": partition.nprobes[-1], "refine_factor": first.refine_factor * factor})
+        if look(widest).recall >= target:
+            break
+    low, high = 0, len(partition.nprobes) - 1  # recall grows with nprobe
+    while low < high:
+        middle = (low + high) // 2
+        if look(widest.model_copy(update={"nprobe": partition.nprobes[middle]})).recall >= target:
+            high = middle
+        else:
+            low = middle + 1
+    return look(widest.model_copy(update={"nprobe": partition.nprobes[high]}))
+
+
+def merged(queries: Queries, answers: dict[str, tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
+    """(Q, PLACES) scores over the shards, each query's own row left out."""
+    scores, rows = [], []
+    for path, (scores_QK, rows_QK) in answers.items():
+        own = (queries.shards_Q == path)[:, None] & (rows_QK == queries.rows_Q[:, None])
+        scores.append(np.where(own, NONE_SCORE, scores_QK))
+        rows.append(np.where(own, -1, rows_QK))
+    return merge_top_k(np.stack(scores), np.stack(rows), PLACES)[0]

@@ -1,0 +1,146 @@
+"""From the tables to the rows of each shard: joined on keys, cut by partition and bucket, staged as Parquet.
+
+Features pass through once, as a stream: a shard's vectors are first held together in memory by the task that builds it.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.acero as acero
+import pyarrow.compute as pc
+import pyarrow.dataset
+import pyarrow.parquet as pq
+from deltalake import DeltaTable
+
+from jobs.tables import Tables, read_table
+from serve.index.records import PRODUCTS, bucket_of
+from serve.index.search import category_prefix
+from serve.index.spec import IndexConfig
+from serve.index.writer import CROP_COLUMNS
+
+REST = "rest"
+FEATURE_COLUMNS = ("image_id", "crop", "x0", "y0", "x1", "y1", "embedding", "hash", "colour")
+
+
+@dataclass(frozen=True)
+class Cut:
+    """One partition and the numbers of its shards' rows by bucket."""
+
+    name: str
+    categories: tuple[str, ...]
+    rows_by_bucket: tuple[int, ...]
+
+
+def catalog_photos(tables: Tables, versions: dict[str, int], bundle_digest: str) -> pa.Table:
+    """product_id, category, position, image_uri, image_id: one row for each photo of each product that has features.
+
+    Equal bytes under two URIs of one product are one photo, at the first place.
+    """
+    ours = pc.field("bundle_digest") == bundle_digest
+    fetches = dataset(tables, "fetches", versions).to_table(["image_uri", "image_id"], ours & (pc.field("status") == "embedded"))
+    images = read_table(tables, "images", ["product_id", "position", "image_uri"], versions["images"])
+    products = read_table(tables, "products", ["product_id", "category"], versions["products"])
+    photos = images.join(plain(fetches), "image_uri", join_type="inner").join(products, "product_id", join_type="inner")
+    photos = photos.sort_by([("product_id", "ascending"), ("position", "ascending"), ("image_uri", "ascending")])
+    first = photos.group_by(["product_id", "image_id"], use_threads=False).aggregate(
+        [("category", "first"), ("position", "first"), ("image_uri", "first")]
+    )
+    return first.rename_columns([name.removesuffix("_first") for name in first.column_names])
+
+
+def count_crops(tables: Tables, versions: dict[str, int], bundle_digest: str) -> dict[str, int]:
+    """Crops of each image."""
+    counts: Counter[str] = Counter()
+    scanner = dataset(tables, "features", versions).scanner(["image_id"], filter=pc.field("bundle_digest") == bundle_digest)
+    for batch in scanner.to_batches():
+        for pair in pc.value_counts(batch["image_id"]).to_pylist():
+            counts[pair["values"]] += pair["counts"]
+    return counts
+
+
+def cut_shards(photos: pa.Table, crops: dict[str, int], config: IndexConfig) -> tuple[list[Cut], np.ndarray]:
+    """The partitions, and for every photo the number of its shard: partition * num_shards + bucket (int32)."""
+    prefixes = [category_prefix(category, config.partition_depth) for category in photos["category"].to_pylist()]
+    num_crops = np.array([crops.get(image_id, 0) for image_id in photos["image_id"].to_pylist()], np.int64)
+    rows: defaultdict[str, int] = defaultdict(int)
+    for prefix, num in zip(prefixes, num_crops, strict=True):
+        rows[prefix] += int(num)
+    named = sorted(prefix for prefix, num in rows.items() if prefix and num >= config.min_partition_rows)
+    packed = sorted(set(rows) - set(named))
+    names = [*named, REST] if packed else named
+    number = {prefix: place for place, prefix in enumerate(named)} | dict.fromkeys(packed, len(named))
+    buckets = [bucket_of(product_id, config.num_shards) for product_id in photos["product_id"].to_pylist()]
+    shards = np.array([number[p] * config.num_shards + b for p, b in zip(prefixes, buckets, strict=True)], np.int32)
+    sizes = np.bincount(shards, weights=num_crops, minlength=len(names) * config.num_shards).astype(int)
+    cuts = [
+        Cut(name, tuple(packed) if name == REST else (name,), tuple(sizes[i * config.num_shards : (i + 1) * config.num_shards]))
+        for i, name in enumerate(names)
+    ]
+    return cuts, shards
+
+
+def stage_crops(tables: Tables, versions: dict[str, int], bundle_digest: str, photos: pa.Table, paths: list[Path]) -> int:
+    """Writes CROP_COLUMNS of every photo to the file of its shard (column `shard` = place in `paths`); returns the crops."""
+    features = dataset(tables, "features", versions).scanner(
+        list(FEATURE_COLUMNS), filter=pc.field("bundle_digest") == bundle_digest
+    )
+    scan = acero.Declaration("record_batch_reader_source", acero.RecordBatchReaderSourceNodeOptions(as_plain(features)))
+    owners = acero.Declaration("table_source", acero.TableSourceNodeOptions(photos.drop_columns(["category"])))
+    keys = {"left_keys": ["image_id"], "right_keys": ["image_id"]}
+    columns = {"left_output": list(FEATURE_COLUMNS), "right_output": ["product_id", "position", "image_uri", "shard"]}
+    joined = acero.Declaration("hashjoin", acero.HashJoinNodeOptions("inner", **keys, **columns), inputs=[scan, owners])
+    num_crops = 0
+    with ExitStack() as files, joined.to_reader() as reader:
+        schema = pa.schema([reader.schema.field(name) for name in CROP_COLUMNS])
+        writers = [files.enter_context(pq.ParquetWriter(path, schema)) for path in paths]
+        for batch in reader:
+            num_crops += batch.num_rows
+            for number, part in by_shard(batch):
+                writers[number].write_batch(part.select(list(CROP_COLUMNS)))
+    return num_crops
+
+
+def stage_products(tables: Tables, versions: dict[str, int], photos: pa.Table, paths: list[Path]) -> None:
+    """Writes the attributes of every product that has a photo to the file of its shard."""
+    owners = photos.select(["product_id", "shard"]).group_by("product_id").aggregate([("shard", "min")])
+    products = read_table(tables, "products", PRODUCTS.names, versions["products"]).join(owners, "product_id", join_type="inner")
+    for number, path in enumerate(paths):
+        pq.write_table(products.filter(pc.field("shard_min") == number).select(PRODUCTS.names), path)
+
+
+def by_shard(batch: pa.RecordBatch) -> Iterator[tuple[int, pa.RecordBatch]]:
+    """The rows of each shard that has any."""
+    shards = batch["shard"].to_numpy()
+    order = np.argsort(shards, kind="stable")
+    numbers, starts = np.unique(shards[order], return_index=True)
+    ordered = batch.take(pa.array(order))
+    for number, start, end in zip(numbers, starts, [*starts[1:], len(order)], strict=True):
+        yield int(number), ordered.slice(int(start), int(end - start))
+
+
+def dataset(tables: Tables, name: str, versions: dict[str, int]) -> pyarrow.dataset.Dataset:
+    """Table `name` at its pinned version, to be scanned."""
+    return DeltaTable(tables.path(name), version=versions[name]).to_pyarrow_dataset()
+
+
+def plain(table: pa.Table) -> pa.Table:
+    """Strings and bytes in their one plain type; delta-rs may hand out views or large ones, and joins want equal types."""
+    return table.cast(plain_schema(table.schema))
+
+
+def plain_schema(schema: pa.Schema) -> pa.Schema:
+    """See `plain`."""
+    strings, binaries = (pa.large_string(), pa.string_view()), (pa.large_binary(), pa.binary_view())
+    types = {**dict.fromkeys(strings, pa.string()), **dict.fromkeys(binaries, pa.binary())}
+    return pa.schema([field.with_type(types.get(field.type, field.type)) for field in schema])
+
+
+def as_plain(scanner: pyarrow.dataset.Scanner) -> pa.RecordBatchReader:
+    """The scanner's rows as a stream of plain types."""
+    schema = plain_schema(scanner.projected_schema)
+    return pa.RecordBatchReader.from_batches(schema, (batch.cast(schema) for batch in scanner.to_batches()))

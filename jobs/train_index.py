@@ -1,0 +1,240 @@
+"""Plans the next release: exact versions in, partitions and shards out, one trained template for each partition.
+
+Reads   products, images, fetches, features (each at one exact version), the bundle
+Writes  releases/.building-<release_id> (staged rows, plan.json last), templates by digest
+Engine  pyarrow joins and streams the rows, Ray trains one FAISS template a task
+
+    python -m jobs.train_index --conf conf/local.yaml [--set section.key=value ...]
+
+The release id is a digest of everything that goes in, so the same input is the same release: nothing is planned again when it is
+published already, and a plan that is there is kept.
+"""
+
+import hashlib
+import json
+import logging
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import faiss
+import numpy as np
+import pyarrow as pa
+import pyarrow.dataset
+import ray
+
+from jobs.building import (
+    CODE_VERSION,
+    BuildPlan,
+    PartitionPlan,
+    ShardPlan,
+    building_folder,
+    find_building,
+    remove_other_buildings,
+    write_part,
+    write_wanted,
+)
+from jobs.config import Config, JobError, run_job
+from jobs.failpoint import failpoint
+from jobs.raydata.delta import pinned_version
+from jobs.raydata.session import start_ray
+from jobs.runs import configure_logging, pairs
+from jobs.staged_rows import Cut, catalog_photos, count_crops, cut_shards, stage_crops, stage_products
+from jobs.tables import Tables
+from serve.index.manifest import FORMAT_VERSION, MANIFEST_NAME, BundleEntry, Counts, file_sha256, write_durably
+from serve.index.plan import IndexPlan, plan_index, train_template
+from serve.index.shard import check_vectors
+from serve.index.writer import rows_of
+from serve.vision.bundle import assemble_bundle, bundle_digest
+from serve.vision.bundle_files import read_config
+
+log = logging.getLogger("jobs.train_index")
+
+WRITERS = {
+    "products": "jobs.curate_catalog",
+    "images": "jobs.curate_catalog",
+    "fetches": "jobs.embed_images",
+    "features": "jobs.embed_images",
+}
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What was planned."""
+
+    release_id: str
+    changed: bool
+    partitions: int
+    shards: int
+    products: int
+    crops: int
+
+
+def run(config: Config) -> TrainResult:
+    """Plans the release of the newest versions. Raises JobError."""
+    tables = Tables(config.store.tables)
+    versions = {name: pinned_version(tables, name, written_by=writer) for name, writer in WRITERS.items()}
+    bundle_folder = assemble_bundle(config.bundle, config.store.bundles, config.registry.uri)
+    digest = bundle_digest(bundle_folder)
+    release_id = release_id_of(config, versions, digest)
+    write_wanted(config.store, release_id)
+    remove_other_buildings(config.store, release_id)
+    if (config.store.releases / release_id / MANIFEST_NAME).is_file():
+        log.info("nothing changed: release=%s has these versions", release_id)
+        return TrainResult(release_id, False, 0, 0, 0, 0)
+    found = find_building(config.store)
+    if found is not None:
+        log.info("release=%s is planned already", release_id)
+        return result_of(found[1])
+    folder = building_folder(config.store, release_id)
+    shutil.rmtree(folder, ignore_errors=True)
+    (folder / "staged").mkdir(parents=True)
+    photos = catalog_photos(tables, versions, digest)
+    if not photos.num_rows:
+        raise JobError(
+            f"{config.store.tables}: no product has an embedded photo (bundle {digest[:12]}); see table fetches for why"
+        )
+    cuts, shard_numbers = cut_shards(photos, count_crops(tables, versions, digest), config.index)
+    photos = photos.append_column("shard", pa.array(shard_numbers))
+    names = [f"p{p:03d}-b{b:03d}" for p in range(len(cuts)) for b in range(config.index.num_shards)]
+    num_crops = stage_crops(tables, versions, digest, photos, [crops_path(folder, name) for name in names])
+    stage_products(tables, versions, photos, [products_path(folder, name) for name in names])
+    failpoint("train:after_staging")
+    dim = embedding_dim(folder, names)
+    plans = [plan_partition(max(cut.rows_by_bucket), dim, config) for cut in cuts]
+    start_ray(config.ray)
+    templates = train_all(config, folder, names, plans, cuts, dim)
+    failpoint("train:after_templates")
+    bundle = BundleEntry(
+        name=read_config(bundle_folder).name or "",
+        digest=digest,
+        folder=str(bundle_folder.resolve().relative_to(config.store.root.resolve())),
+        dim=dim,
+    )
+    num = config.index.num_shards
+    plan = BuildPlan(
+        release_id=release_id,
+        code_version=CODE_VERSION,
+        tables=versions,
+        bundle=bundle,
+        num_buckets=num,
+        partition_depth=config.index.partition_depth,
+        route_threshold=config.index.route_threshold,
+        refine_factor=config.index.refine_factor,
+        partitions=tuple(
+            PartitionPlan(
+                name=cut.name,
+                categories=cut.categories,
+                factory=index_plan.factory,
+                nprobes=index_plan.nprobes,
+                template_digest=template,
+                shards=tuple(
+                    ShardPlan(path=f"shards/{names[p * num + bucket]}", bucket=bucket, num_rows=rows)
+                    for bucket, rows in enumerate(cut.rows_by_bucket)
+                ),
+            )
+            for p, (cut, index_plan, template) in enumerate(zip(cuts, plans, templates, strict=True))
+        ),
+        counts=Counts(products=len(photos["product_id"].unique()), images=len(photos["image_id"].unique()), crops=num_crops),
+    )
+    write_part(folder / "plan.json", plan)
+    result = result_of(plan)
+    log.info("train_index %s", pairs(vars(result)))
+    return result
+
+
+def release_id_of(config: Config, versions: dict[str, int], digest: str) -> str:
+    """The same for the same rows, bundle, index settings and formats."""
+    index = config.index.model_dump(mode="json", exclude={"threads"})
+    parts = [Tables(config.store.tables).root, versions, digest, index, config.hash.model_dump(mode="json"), FORMAT_VERSION]
+    return "r" + hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def plan_partition(num_rows: int, dim: int, config: Config) -> IndexPlan:
+    """`plan_index`, its refusal as a JobError."""
+    try:
+        return plan_index(num_rows, dim, config.index)
+    except ValueError as error:
+        raise JobError(str(error)) from error
+
+
+def crops_path(folder: Path, shard: str) -> Path:
+    """Staged rows of a shard."""
+    return folder / "staged" / f"{shard}.crops.parquet"
+
+
+def products_path(folder: Path, shard: str) -> Path:
+    """Staged products of a shard."""
+    return folder / "staged" / f"{shard}.products.parquet"
+
+
+def embedding_dim(folder: Path, names: list[str]) -> int:
+    """Width of the vectors, from the first one; the shard writer checks them all."""
+    first = pyarrow.dataset.dataset([crops_path(folder, name) for name in names]).head(1, columns=["embedding"])
+    return len(first["embedding"][0].as_py()) // 2
+
+
+def train_all(
+    config: Config, folder: Path, names: list[str], plans: list[IndexPlan], cuts: list[Cut], dim: int
+) -> list[str | None]:
+    """Digest of each partition's template; None where it is flat."""
+    train = ray.remote(num_cpus=config.index.threads)(train_partition)
+    num = config.index.num_shards
+    config.store.templates.mkdir(parents=True, exist_ok=True)
+    running = [
+        None
+        if plan.is_flat
+        else train.remote([crops_path(folder, name) for name in names[p * num : (p + 1) * num]], plan, dim, config)
+        for p, plan in enumerate(plans)
+    ]
+    digests: list[str | None] = []
+    for cut, plan, task in zip(cuts, plans, running, strict=True):
+        digests.append(None if task is None else ray.get(task))
+        log.info("partition=%s rows=%d factory=%s template=%s", cut.name, sum(cut.rows_by_bucket), plan.factory, digests[-1])
+    return digests
+
+
+def train_partition(files: list[Path], plan: IndexPlan, dim: int, config: Config) -> str:
+    """Trains one template, or finds the one that was trained on the same sample; returns its SHA-256, its name in the store."""
+    faiss.omp_set_num_threads(config.index.threads)
+    sample = sample_vectors(files, plan.train_rows, dim, config.index.seed)
+    check_vectors(sample, dim, "training sample")
+    recipe = f"{faiss.__version__} {plan.factory} {config.index.seed} {dim} ".encode()
+    key = hashlib.sha256(recipe + sample.tobytes()).hexdigest()
+    pointer = config.store.templates / f"{key}.trained"
+    if pointer.is_file():
+        digest = pointer.read_text()
+        path = config.store.templates / f"{digest}.faiss"
+        if path.is_file() and file_sha256(path) == digest:
+            return digest
+    template = train_template(plan, sample.astype(np.float32), config.index.seed)
+    digest = hashlib.sha256(template).hexdigest()
+    write_durably(config.store.templates / f"{digest}.faiss", template)
+    write_durably(pointer, digest.encode())
+    return digest
+
+
+def sample_vectors(files: list[Path], num_rows: int, dim: int, seed: int) -> np.ndarray:
+    """(rows, dim) fp16: a seeded sample, the same however the rows are ordered in the files."""
+    rows = pyarrow.dataset.dataset(files)
+    keys = rows.to_table(["image_id", "crop", "product_id"])
+    order = pa.compute.sort_indices(keys, [(name, "ascending") for name in keys.column_names]).to_numpy()
+    chosen = np.random.default_rng(seed).choice(len(order), min(num_rows, len(order)), replace=False)
+    taken = rows.take(pa.array(order[np.sort(chosen)]), columns=["embedding"])
+    return rows_of(taken["embedding"], 2 * dim, "embedding").view(np.float16)
+
+
+def result_of(plan: BuildPlan) -> TrainResult:
+    """Counts of a plan."""
+    shards = sum(len(partition.shards) for partition in plan.partitions)
+    return TrainResult(plan.release_id, True, len(plan.partitions), shards, plan.counts.products, plan.counts.crops)
+
+
+def main() -> None:
+    """Command line."""
+    configure_logging()
+    run_job(__doc__ or "", run)
+
+
+if __name__ == "__main__":
+    main()
