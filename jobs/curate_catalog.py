@@ -28,7 +28,7 @@ from jobs.spark import delta, transforms
 from jobs.spark.feed import find_feed, read_feed
 from jobs.spark.session import one_line, spark_session
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("jobs.curate_catalog")
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ GENDERS = {
     "kids": ("kids", "kid", "children", "child", "boys", "boy", "girls", "girl", "baby", "babies", "infant", "toddler"),
 }
 
-NUMBER = r"^\d+(\.\d+)?([eE][+-]?\d+)?$"
+NUMBER = r"^\d{1,15}(\.\d+)?([eE][+-]?\d{1,2})?$"
 
 
 def amount(text: Column) -> Column:
@@ -55,7 +55,7 @@ def flag(text: Column) -> Column:
 
 def count(text: Column) -> Column:
     """Pieces in stock; less than none counts as none. Null: not a whole number."""
-    return F.when(text.rlike(r"^-?\d+(\.0+)?$"), F.greatest(F.lit(0), text.try_cast("double").try_cast("int")))
+    return F.when(text.rlike(r"^-?\d{1,9}(\.0+)?$"), F.greatest(F.lit(0), text.try_cast("double").try_cast("int")))
 
 
 def number(text: Column) -> Column:

@@ -1,0 +1,81 @@
+"""Groups near-duplicate photos: every pair of hashes within duplicates.max_distance bits, and what hangs together.
+
+reads   features (whole images of the current bundle)
+writes  duplicates: every image with at least one neighbour; unchanged when the groups are the same as before
+engine  Spark
+
+Photos flatter than duplicates.min_quality have no telling hash and stay out. How all pairs are found without comparing
+all: jobs/spark/near_duplicates.py.
+
+    python -m jobs.group_duplicates --conf conf/local.yaml
+"""
+
+import logging
+import time
+from dataclasses import dataclass
+
+from pyspark.sql import functions as F
+
+from jobs import tables
+from jobs.config import Config, JobError, run_job
+from jobs.runs import configure_logging
+from jobs.spark import delta, near_duplicates
+from jobs.spark.session import spark_session
+from serve.vision.bundle import assemble_bundle, bundle_digest
+
+log = logging.getLogger("jobs.group_duplicates")
+
+
+@dataclass(frozen=True)
+class DuplicatesResult:
+    """Images with a telling hash, those with a near neighbour, their groups, and whether the table changed."""
+
+    images: int
+    grouped: int
+    groups: int
+    changed: bool
+
+
+def run(config: Config) -> DuplicatesResult:
+    """Brings the table `duplicates` to the features of the current bundle. Raises JobError when there are none."""
+    digest = bundle_digest(assemble_bundle(config.bundle, config.store.bundles))
+    return group(config, digest)
+
+
+def group(config: Config, digest: str) -> DuplicatesResult:
+    """As `run`, for the bundle with this digest."""
+    spark = spark_session(config.spark, "group_duplicates")
+    paths = tables.Tables(config.store.tables)
+    if not delta.exists(spark, paths.path("features")):
+        raise JobError(f"no table at {paths.path('features')}; run jobs.embed_images first")
+    start = time.perf_counter()
+    features = delta.read(spark, paths.path("features"))
+    images = near_duplicates.hashed(features, digest, config.duplicates.min_quality).persist()
+    num_images = images.count()
+    pairs = near_duplicates.near_pairs(images.select("words").distinct(), config.duplicates.max_distance).persist()
+    log.info("step=pairs images=%d pairs=%d seconds=%.1f", num_images, pairs.count(), time.perf_counter() - start)
+    found = near_duplicates.groups(images, pairs, near_duplicates.components(pairs)).persist()
+    spec = delta.TableSpec(
+        paths.path("duplicates"),
+        tables.DUPLICATES,
+        ("image_id",),
+        {"group_of_two_or_more": "group_size >= 2", "distance_in_radius": "nearest_distance BETWEEN 0 AND 31"},
+    )
+    num_changes = delta.write(spark, spec, found)
+    counts = found.agg(F.count("*").alias("grouped"), F.count_distinct("group_id").alias("groups")).first()
+    for cached in (found, pairs, images):
+        cached.unpersist()
+    result = DuplicatesResult(num_images, counts["grouped"], counts["groups"], num_changes > 0)
+    seconds = time.perf_counter() - start
+    log.info("step=write table=duplicates rows=%d groups=%d changed=%d seconds=%.1f", *counts, num_changes, seconds)
+    return result
+
+
+def main() -> None:
+    """Command line."""
+    configure_logging()
+    run_job(__doc__ or "", run)
+
+
+if __name__ == "__main__":
+    main()
