@@ -86,6 +86,14 @@ def route(manifest: Manifest, category_probs: Mapping[str, float] | None) -> lis
     return None
 
 
+def routes_of(
+    manifest: Manifest, features: Sequence["CropFeatures"], filters: Filters | None = None
+) -> list[list[str] | None]:
+    """Each crop's `route`; all partitions where the query names its category itself, whatever was predicted."""
+    named = filters is not None and filters.category is not None
+    return [None if named else route(manifest, feature.category_probs) for feature in features]
+
+
 def category_prefix(category: str | None, depth: int) -> str:
     """The first `depth` levels of a category path; "" for none."""
     return "/".join((category or "").split("/")[:depth])
@@ -180,6 +188,6 @@ def search_photo(
         similar = release.search(match.embedding[None], k, filters=known)[0]
         return Answer(hash_answer(match, similar, k), (), "hash", manifest.release_id)
     features = bundle.analyse([decoder.decode(data)])[0]
-    routes = [route(manifest, feature.category_probs) for feature in features]
+    routes = routes_of(manifest, features, filters)
     found = search_crops(release, np.stack([feature.embedding for feature in features]), k, routes, filters)
     return Answer(fuse_crops(found, k), crop_answers(features, found, k), "vector", manifest.release_id)
