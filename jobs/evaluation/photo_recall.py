@@ -8,11 +8,11 @@ import numpy as np
 from tqdm import tqdm
 
 from jobs.config import JobError
-from jobs.evaluation.boxes import iou
 from jobs.evaluation.metrics import hit_rate_at
 from jobs.evaluation.queries import Query
 from serve.index.release import Release
 from serve.index.search import Answer, search_photo
+from serve.vision.boxes import iou
 from serve.vision.bundle import Bundle
 from serve.vision.guarded import GuardedDecoder
 from serve.vision.image import ImageError
