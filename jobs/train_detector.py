@@ -19,7 +19,7 @@ from jobs.raydata.session import start_ray
 from jobs.runs import configure_logging
 from jobs.training.detector_task import DetectorTask
 from jobs.training.fragment import log_curve, write_fragment
-from jobs.training.loop import Plan, train
+from jobs.training.loop import plan_for, train
 from jobs.training.photos import render_split, splits
 
 log = logging.getLogger(__name__)
@@ -47,19 +47,10 @@ def run(config: Config) -> TrainDetectorResult:
     configure_logging()
     start_ray(config.ray)
     learn, held_out = splits(config.training)
-    for split in (learn, held_out):
-        render_split(split, config.training.folder)
-    plan = Plan(
-        name="detector",
-        key=f"{learn} {settings.model_dump_json(exclude={'folder', 'bundle', 'bundle_name', 'threads'})}",
-        folder=settings.folder,
-        epochs=settings.epochs,
-        learning_rate=settings.learning_rate,
-        threads=settings.threads,
-        use_gpu=settings.use_gpu,
-        seed=settings.seed,
-    )
-    trained = train(partial(DetectorTask, settings, learn, held_out, config.training.folder.resolve()), plan)
+    photos = render_split(learn, config.training.folder)
+    render_split(held_out, config.training.folder)
+    build = partial(DetectorTask, settings, learn, held_out, config.training.folder.resolve())
+    trained = train(build, plan_for("detector", settings, photos))
     spec = {
         "kind": "torchvision",
         "arch": settings.arch,

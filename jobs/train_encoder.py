@@ -20,7 +20,7 @@ from jobs.render.catalog import CATEGORIES
 from jobs.runs import configure_logging
 from jobs.training.encoder_task import EncoderTask
 from jobs.training.fragment import log_curve, write_fragment
-from jobs.training.loop import Plan, train
+from jobs.training.loop import plan_for, train
 from jobs.training.losses import LOSSES
 from jobs.training.photos import render_split, splits
 
@@ -47,20 +47,11 @@ def run(config: Config) -> TrainEncoderResult:
     configure_logging()
     start_ray(config.ray)
     learn, held_out = splits(config.training)
-    for split in (learn, held_out):
-        render_split(split, config.training.folder)
+    photos = render_split(learn, config.training.folder)
+    render_split(held_out, config.training.folder)
     labels = tuple(spec.path for spec in CATEGORIES)
-    plan = Plan(
-        name="encoder",
-        key=f"{learn} {settings.model_dump_json(exclude={'folder', 'bundle', 'bundle_name', 'threads'})}",
-        folder=settings.folder,
-        epochs=settings.epochs,
-        learning_rate=settings.learning_rate,
-        threads=settings.threads,
-        use_gpu=settings.use_gpu,
-        seed=settings.seed,
-    )
-    trained = train(partial(EncoderTask, settings, learn, held_out, config.training.folder.resolve(), labels), plan)
+    build = partial(EncoderTask, settings, learn, held_out, config.training.folder.resolve(), labels)
+    trained = train(build, plan_for("encoder", settings, photos))
     spec = {
         "kind": "torchvision",
         "arch": settings.arch,

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from serve.vision.boxes import iou
+
 
 @dataclass(frozen=True)
 class BoxFigures:
@@ -17,15 +19,6 @@ class BoxFigures:
     recall: float  # of the boxes with at least `min_score`
     precision: float  # of the boxes with at least `min_score`
     num_true: int
-
-
-def iou(first_N4: np.ndarray, second_M4: np.ndarray) -> np.ndarray:
-    """Intersection over union of every pair: (N, M) float64."""
-    low = np.maximum(first_N4[:, None, :2], second_M4[None, :, :2])
-    high = np.minimum(first_N4[:, None, 2:], second_M4[None, :, 2:])
-    shared_NM = np.prod(np.clip(high - low, 0, None), axis=2)
-    areas_N, areas_M = (np.prod(boxes[:, 2:] - boxes[:, :2], axis=1) for boxes in (first_N4, second_M4))
-    return np.asarray(shared_NM / np.maximum(areas_N[:, None] + areas_M[None] - shared_NM, 1e-12))
 
 
 def hits(scores_N: np.ndarray, boxes_N4: np.ndarray, true_M4: np.ndarray, min_iou: float) -> np.ndarray:

@@ -50,7 +50,9 @@ class DetectorTask:
         order = rng.permutation(np.concatenate([self.streets, rng.choice(self.plains, self.num_plain, replace=False)]))
         torch_rng = torch.Generator().manual_seed(self.config.seed * 1_000 + epoch)
         for step in range(self.num_steps):
-            scenes, boxes = tensors(self.scenes, order[step * self.config.batch_size : (step + 1) * self.config.batch_size], device)
+            scenes, boxes = tensors(
+                self.scenes, order[step * self.config.batch_size : (step + 1) * self.config.batch_size], device
+            )
             images, boxes = scene_augmented(scenes, boxes, size_px, torch_rng)
             targets = [{"boxes": b * size_px, "labels": torch.ones(len(b), dtype=torch.int64, device=device)} for b in boxes]
             with torch.autocast("cuda", torch.bfloat16, enabled=device.type == "cuda"):
@@ -79,7 +81,7 @@ class DetectorTask:
 
 def set_input(network: nn.Module, size_px: int) -> None:
     """The side that torchvision scales every image to. Its anchors are shares of the image, so any side works."""
-    network.transform.fixed_size = (size_px, size_px)
+    network.get_submodule("transform").fixed_size = (size_px, size_px)  # type: ignore[assignment]
 
 
 def tensors(scenes: SceneSet, rows: np.ndarray, device: torch.device) -> tuple[Tensor, list[Tensor]]:

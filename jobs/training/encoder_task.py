@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from jobs.config import TrainEncoderConfig
 from jobs.training.augmentation import crop_augmented, letterbox, padded
-from jobs.training.losses import build_loss
+from jobs.training.losses import AttributeLoss, build_loss
 from jobs.training.photos import STREET, CropSet, Split, load_crops
 from jobs.training.samplers import ProductSampler
 from serve.vision.backbones import EmbeddingNet
@@ -112,5 +112,7 @@ def tensors(crops: CropSet, rows: np.ndarray, device: torch.device) -> tuple[Ten
 
 def normalized(images_N3SS: Tensor) -> Tensor:
     """Images in 0..1 as the encoder's Preprocess gives them to the network."""
-    mean, std = (torch.tensor(values, device=images_N3SS.device).view(3, 1, 1) for values in (Preprocess().mean, Preprocess().std))
+    mean, std = (
+        torch.tensor(values, device=images_N3SS.device).view(3, 1, 1) for values in (Preprocess().mean, Preprocess().std)
+    )
     return ((images_N3SS - mean) / std).contiguous(memory_format=torch.channels_last)

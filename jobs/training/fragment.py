@@ -28,6 +28,7 @@ def write_fragment(folder: Path, name: str, part: str, spec: Mapping[str, Any], 
         entries |= {"name": name, part: {**spec, "weights": file.name}}
         bundle = BundleConfig.model_validate(entries)
         save_file({key: value.half().contiguous() for key, value in weights.items()}, file.with_suffix(".partial"))
+        file.with_suffix(".partial").chmod(0o644)  # safetensors makes it the owner's alone
         file.with_suffix(".partial").replace(file)
         partial = path.with_suffix(".partial")
         partial.write_text(bundle.model_dump_json(indent=2, exclude_defaults=True) + "\n")

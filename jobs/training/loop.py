@@ -22,7 +22,7 @@ from ray.train.torch import TorchTrainer
 from ray.train.v2.api.exceptions import WorkerGroupError
 from torch import Tensor, nn
 
-from jobs.config import JobError
+from jobs.config import JobError, TrainDetectorConfig, TrainEncoderConfig
 from jobs.raydata.session import progress
 
 log = logging.getLogger(__name__)
@@ -36,10 +36,20 @@ MAX_GRADIENT = 10.0  # norm; cuts only the spikes of the first steps
 class Task(Protocol):
     """What is trained: a network with its data."""
 
-    network: nn.Module  # everything with weights to train; `shipped` is the part that is kept
     num_steps: int  # batches an epoch
 
-    def groups(self, learning_rate: float) -> list[dict[str, Any]]: ...
+    @property
+    def network(self) -> nn.Module:
+        """Everything with weights to train."""
+        ...
+
+    def shipped(self) -> nn.Module:
+        """The part of the network that is kept."""
+        ...
+
+    def groups(self, learning_rate: float) -> list[dict[str, Any]]:
+        """The network's weights as the optimizer's parameter groups."""
+        ...
 
     def losses(self, epoch: int, device: torch.device) -> Iterator[Tensor]:
         """One scalar loss a batch of that epoch; the same epoch gives the same batches."""
@@ -48,8 +58,6 @@ class Task(Protocol):
     def figures(self, device: torch.device) -> dict[str, float]:
         """Quality on held-out data, as it is now."""
         ...
-
-    def shipped(self) -> nn.Module: ...
 
 
 @dataclass(frozen=True)
@@ -69,6 +77,20 @@ class Plan:
     def run_name(self) -> str:
         values = {key: str(value) for key, value in self.__dict__.items() if key not in ("folder", "threads")}
         return f"{self.name}-{hashlib.sha256(json.dumps(values).encode()).hexdigest()[:12]}"
+
+
+def plan_for(name: str, settings: TrainEncoderConfig | TrainDetectorConfig, photos: Path) -> Plan:
+    """The plan of one job's settings on one set of photos (a folder whose name says what is in it)."""
+    return Plan(
+        name=name,
+        key=f"{photos.name} {settings.model_dump_json(exclude={'folder', 'bundle', 'bundle_name', 'threads'})}",
+        folder=settings.folder,
+        epochs=settings.epochs,
+        learning_rate=settings.learning_rate,
+        threads=settings.threads,
+        use_gpu=settings.use_gpu,
+        seed=settings.seed,
+    )
 
 
 @dataclass(frozen=True)
@@ -123,7 +145,7 @@ def fit(task: Task, plan: Plan) -> None:
     logging.getLogger("jobs").setLevel(logging.INFO)
     device = torch.device("cuda" if plan.use_gpu else "cpu")
     torch.set_num_threads(plan.threads)
-    network = task.network.to(device, memory_format=torch.channels_last)
+    network = task.network.to(device).to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(task.groups(plan.learning_rate), weight_decay=WEIGHT_DECAY)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, [group["lr"] for group in optimizer.param_groups], plan.epochs * task.num_steps, pct_start=WARMUP_FRAC
@@ -173,7 +195,7 @@ def run_epoch(
                     f"set a lower train_{plan.name}.learning_rate"
                 )
             optimizer.zero_grad(set_to_none=True)
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             nn.utils.clip_grad_norm_(task.network.parameters(), MAX_GRADIENT)
             optimizer.step()
             schedule.step()

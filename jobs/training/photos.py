@@ -5,15 +5,14 @@ Letters: N crops, M scenes, T side of a tile, S side of a scene; boxes are x0, y
 
 import hashlib
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import ray
 from PIL import Image
 
+import jobs.render
 from jobs.config import TrainingConfig
 from jobs.raydata.session import progress
 from jobs.render.products import RenderedProduct, make_products
@@ -62,8 +61,9 @@ class Split:
         return -(-self.num_products // self.part_products)
 
     def folder(self, root: Path) -> Path:
-        """Where its parts lie under `root`: a name made of its values."""
-        values = json.dumps(self.__dict__, sort_keys=True).encode()
+        """Where its parts lie under `root`: a name made of its values and of the code that draws, so neither goes stale."""
+        drawn_by = [path.read_bytes() for path in sorted(Path(jobs.render.__file__).parent.glob("*.py"))]
+        values = json.dumps(self.__dict__, sort_keys=True).encode() + b"".join(drawn_by)
         return root / f"seed-{self.seed}-{hashlib.sha256(values).hexdigest()[:12]}"
 
 
@@ -106,7 +106,7 @@ def write_part(split: Split, part: int, folder: Path) -> None:
     path = part_path(folder, part)
     partial = path.with_suffix(".partial")
     with partial.open("wb") as file:
-        np.savez(file, **render_part(split, part))
+        np.savez(file, allow_pickle=False, **render_part(split, part))
     partial.rename(path)
 
 
@@ -147,7 +147,9 @@ def render_part(split: Split, part: int) -> dict[str, np.ndarray]:
 
 def on_plain_ground(product: RenderedProduct, rng: np.random.Generator, px: int) -> tuple[np.ndarray, np.ndarray]:
     """A product on one light colour, small to larger than the photo: (px, px, 3) uint8 and its visible xyxy box in pixels."""
-    item = Image.fromarray(np.ascontiguousarray(cutout(product, int(rng.integers(NUM_VIEWS)), round(px * rng.uniform(0.35, 1.2)))))
+    item = Image.fromarray(
+        np.ascontiguousarray(cutout(product, int(rng.integers(NUM_VIEWS)), round(px * rng.uniform(0.35, 1.2))))
+    )
     ground = Image.new("RGB", (px, px), tuple(int(value) for value in rng.integers(215, 256, 3)))
     free = np.array([px - item.width, px - item.height])
     left, top = (int(value) for value in np.round(free / 2 + rng.uniform(-0.35, 0.35, 2) * np.abs(free)))
@@ -167,26 +169,25 @@ def tile_of(pixels: np.ndarray, box: np.ndarray, tile_px: int) -> tuple[np.ndarr
     return np.asarray(tile), ((box - [left, top, left, top]) / side).astype(np.float32)
 
 
-def arrays(folder: Path, *names: str) -> Iterator[tuple[np.ndarray, ...]]:
-    """The named arrays of each part, in order. Raises FileNotFoundError where the split is not done."""
+def columns(folder: Path, *names: str) -> list[np.ndarray]:
+    """The named arrays over all parts, in order. Raises FileNotFoundError where the split is not done."""
     if not (folder / "done.json").is_file():
         raise FileNotFoundError(f"{folder}: no done.json; render the split first")
+    parts: list[list[np.ndarray]] = []
     for path in sorted(folder.glob("part-*.npz")):
         with np.load(path) as part:
-            yield tuple(part[name] for name in names)
+            parts.append([part[name] for name in names])
+    return [np.concatenate(column) for column in zip(*parts, strict=True)]
 
 
 def load_crops(split: Split, root: Path) -> CropSet:
     """All crops of a rendered split, in memory."""
-    columns: list[Any] = list(zip(*arrays(split.folder(root.resolve()), "tiles", "tile_boxes", "tile_products", "tile_domains"),
-                                  strict=True))  # fmt: skip
-    tiles, boxes, rows, domains = (np.concatenate(column) for column in columns)
+    tiles, boxes, rows, domains = columns(split.folder(root.resolve()), "tiles", "tile_boxes", "tile_products", "tile_domains")
     return CropSet(tiles, boxes, rows, domains, tuple(make_products(split.num_products, split.seed)))
 
 
 def load_scenes(split: Split, root: Path) -> SceneSet:
     """All scenes of a rendered split, in memory."""
-    columns: list[Any] = list(zip(*arrays(split.folder(root.resolve()), "scenes", "scene_boxes", "scene_counts", "scene_streets"),
-                                  strict=True))  # fmt: skip
-    scenes, boxes, counts, streets = (np.concatenate(column) for column in columns)
+    folder = split.folder(root.resolve())
+    scenes, boxes, counts, streets = columns(folder, "scenes", "scene_boxes", "scene_counts", "scene_streets")
     return SceneSet(scenes, tuple(np.split(boxes, np.cumsum(counts)[:-1])), streets)

@@ -1,0 +1,84 @@
+"""Augmentation: the encoder sees the serving side's picture, and boxes move with what they hold."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from jobs.training.augmentation import crop_augmented, jittered, letterbox, padded, relit, scene_augmented
+from serve.vision.preprocess import square
+from serve.vision.spec import Preprocess
+
+
+def smooth_picture(side_px: int) -> np.ndarray:
+    """A picture without fine detail, so that two resize filters agree."""
+    rng = np.random.default_rng(0)
+    return np.asarray(
+        Image.fromarray(rng.integers(0, 256, (6, 6, 3), np.uint8)).resize((side_px, side_px), Image.Resampling.BICUBIC)
+    )
+
+
+def as_tensor(pixels: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None].float() / 255
+
+
+@pytest.mark.parametrize("box", [(20, 30, 100, 70), (10, 10, 50, 110), (0, 0, 160, 160)])
+def test_letterbox_is_the_serving_side_of_the_same_crop(box: tuple[int, int, int, int]) -> None:
+    pixels = smooth_picture(160)
+    x0, y0, x1, y1 = box
+    served = square(pixels[y0:y1, x0:x1], Preprocess(size_px=64, resize="pad", pad_value=255))
+    trained = letterbox(as_tensor(pixels), torch.tensor([box]) / 160, 64)[0].permute(1, 2, 0).numpy() * 255
+    difference = np.abs(trained - served)
+    assert np.median(difference) < 1.5
+    assert difference.mean() < 4.0  # the edge of the white may lie one pixel off
+
+
+def test_light_leaves_the_white_beside_a_crop() -> None:
+    rng = torch.Generator().manual_seed(1)
+    image = letterbox(as_tensor(smooth_picture(64)), torch.tensor([[0.4, 0.0, 0.6, 1.0]]), 32, relight=rng)
+    assert bool((image[..., 0] == 1).all())
+    assert not bool((image[..., 16] == 1).all())
+
+
+def test_crops_stay_in_range_and_follow_the_seed() -> None:
+    tiles = as_tensor(smooth_picture(64)).repeat(8, 1, 1, 1)
+    boxes = torch.tensor([[0.2, 0.2, 0.8, 0.7]]).repeat(8, 1)
+    first, second, other = (crop_augmented(tiles, boxes, 32, torch.Generator().manual_seed(seed)) for seed in (5, 5, 6))
+    assert first.shape == (8, 3, 32, 32)
+    assert float(first.min()) >= 0
+    assert float(first.max()) <= 1
+    torch.testing.assert_close(first, second)
+    assert not torch.equal(first, other)
+
+
+def test_padding_and_jitter_stay_inside_the_tile() -> None:
+    boxes = torch.tensor([[0.0, 0.1, 0.5, 0.6], [0.4, 0.4, 1.0, 1.0]])
+    torch.testing.assert_close(padded(boxes, 0.1), torch.tensor([[0.0, 0.05, 0.55, 0.65], [0.34, 0.34, 1.0, 1.0]]))
+    moved = jittered(boxes, torch.Generator().manual_seed(0))
+    assert bool(((moved >= 0) & (moved <= 1)).all())
+    assert float((moved - boxes).abs().max()) <= 0.08 * 0.6 + 1e-6
+
+
+def test_scene_boxes_move_with_their_items() -> None:
+    scenes = torch.zeros(6, 3, 80, 80)
+    scenes[:, 0, 20:50, 30:60] = 1.0
+    boxes = [torch.tensor([[30 / 80, 20 / 80, 60 / 80, 50 / 80]])] * 6
+    images, moved = scene_augmented(scenes, boxes, 64, torch.Generator().manual_seed(2))
+    assert sum(len(found) for found in moved) >= 4
+    for image, found in zip(images, moved, strict=True):
+        for box in found * 64:
+            rows, columns = torch.nonzero(image[0] > image[0].max() / 2, as_tuple=True)
+            seen = torch.tensor([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]).float()
+            assert float((seen - box).abs().max()) <= 1.5
+
+
+def test_items_outside_the_window_are_dropped() -> None:
+    sliver = [torch.tensor([[0.0, 0.0, 0.04, 0.04]])] * 16
+    _, moved = scene_augmented(torch.zeros(16, 3, 32, 32), sliver, 32, torch.Generator().manual_seed(0))
+    assert 0 < sum(len(found) for found in moved) < 16
+
+
+def test_light_turns_no_hue() -> None:
+    grey_red = torch.tensor([0.6, 0.3, 0.3]).view(1, 3, 1, 1).repeat(32, 1, 4, 4)
+    lit = relit(grey_red, torch.Generator().manual_seed(0))
+    assert bool((lit[:, 0] > lit[:, 1:].amax(1)).all()), "red stays the strongest channel"

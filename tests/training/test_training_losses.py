@@ -1,0 +1,57 @@
+"""Metric losses by name, and the loss on what a product is made of."""
+
+import pytest
+import torch
+
+from jobs.render.products import make_products
+from jobs.training.losses import LOSSES, AttributeLoss, attributes_of, build_loss
+
+
+@pytest.mark.parametrize("name", sorted(LOSSES))
+def test_every_loss_pulls_a_product_together(name: str) -> None:
+    torch.manual_seed(0)
+    products = torch.arange(6).repeat_interleave(4)
+    points = torch.randn(24, 16, requires_grad=True)
+    loss_of = build_loss(name, 6, 16)
+    optimizer = torch.optim.Adam([points, *loss_of.parameters()], lr=0.05)
+    values = []
+    for _ in range(40):
+        loss = loss_of(torch.nn.functional.normalize(points), products)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        values.append(float(loss.detach()))
+    assert all(torch.isfinite(torch.tensor(values)))
+    assert sum(values[-5:]) < 0.9 * sum(values[:5])
+
+
+def test_unknown_loss_names_the_allowed_ones() -> None:
+    with pytest.raises(ValueError, match="loss='center': allowed are normalized_softmax, arcface"):
+        build_loss("center", 6, 16)
+
+
+def test_attributes_are_what_a_photo_shows() -> None:
+    products = make_products(40, 3)
+    plain = next(product for product in products if product.pattern == "plain" and product.logo is None)
+    words = attributes_of(plain)
+    assert words["main_colour"] == plain.main_colour
+    assert "pattern_size" not in words
+    assert "logo" not in words
+    assert all(f"{plain.spec.leaf} {name}" in words for name, _ in plain.shape)
+
+
+def test_attribute_loss_learns_and_skips_what_is_missing() -> None:
+    torch.manual_seed(0)
+    products = make_products(12, 3)
+    loss_of = AttributeLoss(products, 16)
+    points = torch.randn(12, 16, requires_grad=True)
+    optimizer = torch.optim.Adam([points, *loss_of.parameters()], lr=0.05)
+    values = []
+    for _ in range(30):
+        loss = loss_of(torch.nn.functional.normalize(points), torch.arange(12))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        values.append(float(loss.detach()))
+    assert values[-1] < 0.5 * values[0]
+    assert "labels_PA" not in loss_of.state_dict()
