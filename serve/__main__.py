@@ -25,6 +25,7 @@ from typing import Any
 from serve.index.manifest import ReleaseError
 from serve.settings import ConfigError, ServeConfig, Settings
 
+START_ATTEMPTS = 3  # Ray gives its node 30 s, which a busy small machine may need
 START_TIMEOUT_S = 180.0  # two cold cores import torch, faiss and OpenVINO in five processes
 
 
@@ -103,14 +104,7 @@ def local_ray(config: ServeConfig) -> Iterator[Path]:
 
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
     try:
-        context = ray.init(
-            address="local",
-            num_cpus=max(2, os.cpu_count() or 1),
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level="ERROR",
-            object_store_memory=256_000_000,  # uploads and embeddings in flight
-        )
+        context = start_ray()
         yield Path(context.address_info["session_dir"]) / "logs" / "serve"
     finally:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -120,6 +114,27 @@ def local_ray(config: ServeConfig) -> Iterator[Path]:
                 ray_serve.shutdown()  # ends HAProxy, which is no child of Ray's own processes
                 ray.shutdown()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def start_ray() -> Any:
+    """`ray.init`, tried again where a busy machine was too slow for it. Raises StartError."""
+    import ray
+
+    for _ in range(START_ATTEMPTS):
+        try:
+            return ray.init(
+                address="local",
+                num_cpus=max(2, os.cpu_count() or 1),
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level="ERROR",
+                object_store_memory=256_000_000,  # uploads and embeddings in flight
+            )
+        except Exception as error:  # Ray's own class of this fault is Exception
+            if "timed out during startup" not in str(error):
+                raise
+            ray.shutdown()
+    raise StartError(f"Ray did not start within its 30 s, {START_ATTEMPTS} times: this machine is too busy; try again")
 
 
 def environment(config: ServeConfig, folder: Path) -> dict[str, str]:

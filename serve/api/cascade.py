@@ -25,7 +25,7 @@ from serve.api.schemas import Box, EmbedAnswer, EmbeddedCrop, Explanation, Searc
 from serve.api.served import ServedRelease
 from serve.index.manifest import ReleaseError
 from serve.index.release import Candidate, Filters, HashMatch, ProductStore, merge_candidates
-from serve.index.search import CropAnswer, Result, crop_answers, fuse_crops, hash_answer, route
+from serve.index.search import CropAnswer, Result, crop_answers, fuse_crops, hash_answer, routes_of
 from serve.settings import Settings
 from serve.vision.bundle import CropFeatures
 
@@ -154,7 +154,7 @@ class Cascade:
         assert query.image is not None
         features = await self.encode(query.image, query.box)
         laps.lap("analyse")
-        routes = [route(self.manifest, crop.category_probs) for crop in features]
+        routes = routes_of(self.manifest, features, query.filters)
         found = await self.searchers.search(np.stack([crop.embedding for crop in features]), query.k, routes, query.filters)
         laps.lap("search")
         results = fuse_crops(found.candidates, query.k)

@@ -1,0 +1,64 @@
+"""One tiny release a session, and the whole interface over it in this process: no Ray, everything else as it runs."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from serve.api.cascade import Cascade
+from serve.api.query_encoder import PhotoEncoder
+from serve.api.routes import create_app
+from serve.api.served import ServedRelease
+from serve.api.shard_searcher import ShardSearcher
+from tests.api.live_app import live
+from tests.api.tiny_release import RELEASE_ID, TinyRelease, make_release
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> TinyRelease:
+    """A release of twelve products in four shards."""
+    return make_release(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="session")
+def served(tiny: TinyRelease) -> ServedRelease:
+    """The tiny release, verified."""
+    return ServedRelease.resolve(tiny.settings, RELEASE_ID)
+
+
+@pytest.fixture(scope="session")
+def encode(served: ServedRelease, tiny: TinyRelease) -> Callable[..., Awaitable[Any]]:
+    """The photo encoder of the tiny bundle, asked one photo at a time."""
+    encoder = PhotoEncoder(served, tiny.settings.runtime, tiny.settings.decode)
+
+    async def ask(photo: bytes, box: Any) -> Any:
+        return (await asyncio.to_thread(encoder.analyse, [(photo, box)]))[0]
+
+    return ask
+
+
+@pytest.fixture(scope="session")
+def groups(served: ServedRelease) -> list[Callable[..., Awaitable[Any]]]:
+    """Both shard groups."""
+    return [ShardSearcher(served, group).search for group in range(len(served.shard_groups))]
+
+
+@pytest.fixture(scope="session")
+def api(served: ServedRelease, tiny: TinyRelease, encode: Any, groups: Any) -> Iterator[str]:
+    """URL of the interface over the tiny release, ready."""
+    with live(create_app(Cascade(served, tiny.settings, encode, groups))) as url:
+        client = httpx.Client(transport=httpx.HTTPTransport(retries=5))
+        for _ in range(600):
+            if client.get(f"{url}/readyz").status_code == 200:
+                break
+            asyncio.run(asyncio.sleep(0.1))
+        yield url
+
+
+@pytest.fixture(scope="session")
+def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for what a test writes."""
+    return tmp_path_factory.mktemp("scratch")
