@@ -44,12 +44,12 @@ def start_ray(config: RayConfig) -> None:
         except Exception as error:  # Ray's own class of this fault is Exception
             if "timed out during startup" not in str(error):
                 raise
+            end_half_started(error)
             if attempt == START_ATTEMPTS - 1:
                 raise JobError(
                     f"Ray did not start, {START_ATTEMPTS} times over: this machine is too busy; run again later"
                 ) from error
             log.warning("ray=slow_start attempt=%d: this machine is busy; starting again", attempt + 1)
-            ray.shutdown()
     quiet_ray_data()
     log.info(
         "ray=started address=%s cpus=%g seconds=%.1f",
@@ -57,6 +57,16 @@ def start_ray(config: RayConfig) -> None:
         ray.cluster_resources().get("CPU", 0),
         time.perf_counter() - start,
     )
+
+
+def end_half_started(error: Exception) -> None:
+    """Ends the processes of a node that did not start in time. Ray forgets them; the node is where the error was raised."""
+    traceback = error.__traceback__
+    while traceback is not None:
+        node = traceback.tb_frame.f_locals.get("self")
+        if hasattr(node, "kill_all_processes"):
+            node.kill_all_processes(check_alive=False, allow_graceful=False)
+        traceback = traceback.tb_next
 
 
 def stop_ray() -> None:
