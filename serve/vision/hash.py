@@ -1,7 +1,7 @@
 """The perceptual fingerprint of an image: 256-bit DCT hash, colour signature, quality; the same function on both sides.
 
 The 16 x 16 lowest cosines are measured on the pixels of a reduced-scale decode themselves, over the exact extent of the
-image. Resampling to a fixed square first moves a mirrored copy by up to 60 bits, this by 4 (notebook 03_robustness).
+image. Resampling to a fixed square first moves a mirrored copy by up to 60 bits, this by 6 (547 catalog photos of 400 px).
 """
 
 # Letters: N, M images; H, W rows and columns of pixels; F = 16 frequencies a side; G = 4 colour cells a side;
@@ -37,18 +37,13 @@ XYZ_TO_LAB = np.array([[0.0, 116.0, 0.0], [500.0, -500.0, 0.0], [0.0, 200.0, -20
 LAB_OFFSET = np.array([-16.0, 128.0, 128.0])  # L 0..100 as it is, a and b moved to 0..255
 
 
-def _every_variant(array: np.ndarray) -> np.ndarray:
-    """(8, array.size): the array under each dihedral variant, flat."""
-    return np.stack([dihedral(array, variant).ravel() for variant in range(NUM_VARIANTS)])
-
-
 # What a variant does to flat coefficients and cells: swapped axes swap them, a mirror flips the sign of every odd cosine.
 ODD = np.arange(FREQUENCIES) % 2
-SIGN_OF = np.stack([np.where(ODD[:, None] * (v >> 1 & 1) ^ ODD * (v & 1), -1, 1).ravel() for v in range(NUM_VARIANTS)])
-COEFFICIENT_OF = np.stack(
-    [dihedral(np.arange(FREQUENCIES**2).reshape(FREQUENCIES, FREQUENCIES), v & 4).ravel() for v in range(NUM_VARIANTS)]
-)
-CELL_OF = _every_variant(np.arange(COLOUR_BYTES).reshape(CELLS, CELLS, 3))
+VARIANTS = range(NUM_VARIANTS)
+PLACES_FF = np.arange(FREQUENCIES**2).reshape(FREQUENCIES, FREQUENCIES)
+COEFFICIENT_OF = np.stack([dihedral(PLACES_FF, variant & 4).ravel() for variant in VARIANTS])
+SIGN_OF = np.stack([np.where(ODD[:, None] * (variant >> 1 & 1) ^ ODD * (variant & 1), -1, 1).ravel() for variant in VARIANTS])
+CELL_OF = np.stack([dihedral(np.arange(COLOUR_BYTES).reshape(CELLS, CELLS, 3), variant).ravel() for variant in VARIANTS])
 
 
 @dataclass(frozen=True)

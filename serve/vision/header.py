@@ -105,13 +105,15 @@ def _jpeg(data: bytes) -> Header:
 
 
 def _png(data: bytes) -> Header:
-    position, size, metadata_bytes, kind = len(PNG_SIGNATURE), None, 0, b""
+    size: tuple[int, int] | None = None
+    position, metadata_bytes, kind = len(PNG_SIGNATURE), 0, b""
     while kind != b"IEND":
         length, kind = struct.unpack_from(">I4s", data, position)
         if kind == b"IHDR":
             if size is not None:
                 raise ImageError("corrupt", "two PNG headers")
-            size = struct.unpack_from(">II", data, position + 8)
+            width, height = struct.unpack_from(">II", data, position + 8)
+            size = (width, height)
         elif size is None:
             raise ImageError("corrupt", "the PNG does not start with its header")
         if kind not in PNG_PIXELS:

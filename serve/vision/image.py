@@ -109,7 +109,7 @@ def _opened(data: bytes, limits: "DecodeLimits") -> Iterator[ImageFile.ImageFile
             raise ImageError("too_large", "decoding needs more memory than max_memory_bytes allows") from error
         except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
             raise ImageError("too_many_pixels", f"at most {limits.max_pixels} pixels") from error
-        except Exception as error:  # noqa: BLE001 - OSError, SyntaxError, struct.error, ...: Pillow names no common base
+        except Exception as error:  # OSError, SyntaxError, struct.error, ...: Pillow names no common base
             code = "truncated" if "truncated" in str(error).lower() else "corrupt"
             raise ImageError(code, f"the {header.format} can't be decoded ({type(error).__name__})") from error
 

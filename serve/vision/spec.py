@@ -24,9 +24,9 @@ class DecodeLimits(Spec):
     min_side_px: int = Field(16, ge=1)
     max_side_px: int = Field(12_000, ge=16)
     max_aspect: float = Field(50.0, ge=1.0)
-    max_metadata_bytes: int = Field(65_536, ge=0)
+    max_metadata_bytes: int = Field(1_000_000, ge=0, description="EXIF, XMP, ICC; a print profile alone has 560,000")
     timeout_s: float = Field(2.0, gt=0, description="wall clock of one decode in the guarded process")
-    max_memory_bytes: int = Field(2_000_000_000, ge=100_000_000, description="RLIMIT_AS of the guarded process")
+    max_memory_bytes: int = Field(2_000_000_000, ge=100_000_000, description="what one decode may add to the guarded process")
 
 
 class HashConfig(Spec):
