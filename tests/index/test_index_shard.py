@@ -1,0 +1,205 @@
+"""Shards: exact, IVF-PQ, distinct products, filters, and what they refuse."""
+
+from pathlib import Path
+
+import faiss
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from serve.index.exact import exact_search
+from serve.index.filters import Filters, allowed_products
+from serve.index.manifest import PartitionSpec, ReleaseError
+from serve.index.plan import FLAT, IndexPlan, plan_index, train_template
+from serve.index.shard import Shard
+from serve.index.spec import IndexConfig
+from serve.index.writer import write_shard
+from tests.index.parts import crops_table, products_table, unit
+
+DIM, NUM_ROWS, NUM_PRODUCTS = 32, 20_000, 4_000
+
+
+def spec(factory: str = FLAT, nprobe: int = 1) -> PartitionSpec:
+    """Search settings."""
+    return PartitionSpec(factory=factory, nprobe=nprobe, refine_factor=10, metric="cosine")
+
+
+def written(folder: Path, product_ids: list[str], vectors: np.ndarray, template: bytes | None = None) -> Path:
+    """A shard on disk."""
+    folder.mkdir(exist_ok=True)
+    write_shard(folder, crops_table(product_ids, vectors), products_table(product_ids), vectors.shape[1], template)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def plan() -> IndexPlan:
+    return plan_index(NUM_ROWS, DIM, IndexConfig())
+
+
+@pytest.fixture(scope="module")
+def big(tmp_path_factory: pytest.TempPathFactory, plan: IndexPlan) -> Path:
+    """20,000 photos of 4,000 products, clustered as embeddings are, in an IVF-PQ shard."""
+    faiss.omp_set_num_threads(1)
+    random = np.random.default_rng(0)
+    styles = random.standard_normal((200, DIM))
+    centres = styles[random.integers(0, 200, NUM_PRODUCTS)] + 0.5 * random.standard_normal((NUM_PRODUCTS, DIM))
+    owner = random.integers(0, NUM_PRODUCTS, NUM_ROWS)
+    vectors = unit(centres[owner] + 0.25 * random.standard_normal((NUM_ROWS, DIM)))
+    template = train_template(plan, vectors[:10_000].astype(np.float32), 17)
+    return written(tmp_path_factory.mktemp("shard") / "big", [f"sku-{p:05d}" for p in owner], vectors, template)
+
+
+def queries_of(shard: Shard, num: int = 100) -> np.ndarray:
+    """Stored vectors, moved a little."""
+    random = np.random.default_rng(1)
+    rows = random.choice(shard.num_rows, num, replace=False)
+    return unit(shard.vectors_ND[rows] + 0.05 * random.standard_normal((num, shard.dim))).astype(np.float32)
+
+
+def test_ivf_pq_recall(big: Path, plan: IndexPlan) -> None:
+    shard = Shard.open(big, spec(plan.factory, 32), DIM)
+    queries = queries_of(shard)
+    scores, rows = shard.search(queries, 10)
+    exact_scores, exact_rows = exact_search(queries, shard.vectors_ND, 10)
+    recall = np.mean([len(set(found) & set(exact)) / 10 for found, exact in zip(rows, exact_rows, strict=True)])
+    assert recall >= 0.95
+    both = rows == exact_rows
+    np.testing.assert_allclose(scores[both], exact_scores[both], atol=1e-5)
+    narrow = shard.search(queries, 10, nprobe=1)[0]
+    assert narrow.sum() < scores.sum()
+
+
+def test_index_is_mapped_not_read(big: Path, plan: IndexPlan) -> None:
+    shard = Shard.open(big, spec(plan.factory), DIM)
+    assert isinstance(shard.vectors_ND, np.memmap)
+    maps = Path("/proc/self/maps").read_text()
+    assert all(str(big / name) in maps for name in ("index.faiss", "vectors.f16", "hashes.u8", "rows.arrow", "products.arrow"))
+
+
+def test_k_distinct_products(big: Path, plan: IndexPlan) -> None:
+    shard = Shard.open(big, spec(plan.factory, 1), DIM)
+    queries = queries_of(shard, 20)
+    scores, rows = shard.search_products(queries, 300)  # more than one list holds: fetches and probes more until there are 300
+    products = shard.records.product_of_row_R[rows]
+    assert (rows >= 0).all() and all(len(set(found)) == 300 for found in products)
+    assert (np.diff(scores, axis=1) <= 0).all()
+
+
+def test_more_than_there_are(big: Path, plan: IndexPlan) -> None:
+    shard = Shard.open(big, spec(plan.factory, 1), DIM)
+    num = shard.records.num_products
+    scores, rows = shard.search_products(queries_of(shard, 2), num + 50)
+    assert ((rows >= 0).sum(axis=1) == num).all() and np.isneginf(scores[:, num:]).all()
+    flat = Shard.open(big, spec(), DIM)
+    np.testing.assert_allclose(flat.search_products(queries_of(shard, 2), num + 50)[0], scores, atol=1e-5)
+
+
+@pytest.mark.parametrize("num_allowed", [1, 7, 40, 2000])
+def test_filtered_search_is_complete(big: Path, plan: IndexPlan, num_allowed: int) -> None:
+    shard, flat = Shard.open(big, spec(plan.factory, 4), DIM), Shard.open(big, spec(), DIM)
+    allowed = np.zeros(shard.records.num_products, bool)
+    allowed[np.random.default_rng(2).choice(len(allowed), num_allowed, replace=False)] = True
+    queries = queries_of(shard, 20)
+    scores, rows = shard.search_products(queries, 10, allowed)
+    exact_scores, exact_rows = flat.search_products(queries, 10, allowed)
+    assert (rows >= 0).sum() == (exact_rows >= 0).sum() == 20 * min(10, num_allowed)
+    assert allowed[shard.records.product_of_row_R[rows[rows >= 0]]].all()
+    assert np.isclose(scores, exact_scores, atol=1e-5).mean() >= (0.9 if num_allowed > 100 else 1.0)
+
+
+def test_flat_equals_definition(tmp_path: Path) -> None:
+    random = np.random.default_rng(4)
+    owner, vectors = random.integers(0, 40, 300), unit(random.standard_normal((300, 16)))
+    shard = Shard.open(written(tmp_path / "s", [f"p{p:02d}" for p in owner], vectors), spec(), 16)
+    queries = unit(random.standard_normal((5, 16))).astype(np.float32)
+    scores, rows = shard.search_products(queries, 7)
+    cosines = (
+        queries @ (shard.vectors_ND.astype(np.float32) / np.linalg.norm(shard.vectors_ND.astype(np.float32), axis=1)[:, None]).T
+    )
+    for q in range(5):
+        best = {
+            p: cosines[q][shard.records.product_of_row_R == p].max()
+            for p in range(40)
+            if (shard.records.product_of_row_R == p).any()
+        }
+        np.testing.assert_allclose(scores[q], sorted(best.values(), reverse=True)[:7], atol=1e-5)
+        np.testing.assert_allclose(cosines[q][rows[q]], scores[q], atol=1e-5)
+
+
+def test_empty_shard(tmp_path: Path) -> None:
+    folder = tmp_path / "empty"
+    folder.mkdir()
+    write_shard(folder, crops_table(["p1"], unit(np.ones((1, 8)))).slice(0, 0), products_table([]), 8, None)
+    shard = Shard.open(folder, spec(), 8)
+    query = unit(np.ones((1, 8))).astype(np.float32)
+    assert shard.num_rows == 0 and (shard.search(query, 3)[1] == -1).all() and (shard.search_products(query, 3)[1] == -1).all()
+    assert shard.records.find("p1") is None
+
+
+def test_records(tmp_path: Path) -> None:
+    ids = ["p2", "p1", "p1", "ä9", "p10"]
+    vectors = unit(np.random.default_rng(5).standard_normal((5, 8)))
+    records = Shard.open(written(tmp_path / "s", ids, vectors), spec(), 8).records
+    assert [records.product_id(i) for i in range(4)] == ["p1", "p10", "p2", "ä9"]
+    for product_id in ids:
+        place = records.find(product_id)
+        assert place is not None and records.attributes(place)["title"] == f"Title {product_id}"
+    assert records.find("p") is None and records.find("zz") is None
+    assert records.attributes(0)["image_uri"] == "file:///photos/1.jpg"  # the first by position
+
+
+def test_filters(tmp_path: Path) -> None:
+    ids = [f"p{n}" for n in range(1, 10)]
+    vectors = unit(np.random.default_rng(6).standard_normal((9, 8)))
+    folder = tmp_path / "s"
+    folder.mkdir()
+    write_shard(folder, crops_table(ids, vectors), products_table(ids, "apparel/shoes"), 8, None)
+    records = Shard.open(folder, spec(), 8).records
+
+    def passing(filters: Filters) -> list[str]:
+        allowed = allowed_products(records, filters)
+        assert allowed is not None
+        return [records.product_id(int(p)) for p in np.flatnonzero(allowed)]
+
+    assert allowed_products(records, None) is None and allowed_products(records, Filters()) is None
+    assert passing(Filters(price_min=3, price_max=4)) == ["p3", "p4"]
+    assert passing(Filters(available=True)) == ["p2", "p4", "p6", "p8"]
+    assert passing(Filters(brand="b0")) == ["p3", "p6", "p9"] and passing(Filters(gender="women")) == []
+    assert passing(Filters(category="apparel")) == passing(Filters(category="apparel/shoes/")) == sorted(ids)
+    assert passing(Filters(category="app")) == []
+    assert passing(Filters(without=frozenset({"p1", "nobody"}))) == sorted(ids)[1:]
+
+
+BAD_VECTORS = {"nan": np.nan, "infinite": np.inf, "zero": 0.0, "long": 2.0}
+
+
+@pytest.mark.parametrize("bad", BAD_VECTORS)
+def test_bad_vectors_are_refused(tmp_path: Path, bad: str) -> None:
+    vectors = unit(np.random.default_rng(7).standard_normal((5, 8)))
+    vectors[3] = np.full(8, BAD_VECTORS[bad])
+    with pytest.raises(ReleaseError, match="row 3"):
+        written(tmp_path / "s", [f"p{i}" for i in range(5)], vectors)
+
+
+def test_wrong_width_is_refused(tmp_path: Path) -> None:
+    vectors = unit(np.random.default_rng(8).standard_normal((5, 8)))
+    (tmp_path / "s").mkdir()
+    with pytest.raises(ReleaseError, match="expected 32 bytes"):
+        write_shard(tmp_path / "s", crops_table(["a1"] * 5, vectors), products_table(["a1"]), 16, None)
+    folder = written(tmp_path / "t", ["a1"] * 5, vectors)
+    with pytest.raises(ReleaseError, match=r"vectors\.f16"):
+        Shard.open(folder, spec(), 12)
+
+
+def test_doubled_rows_and_lost_products_are_refused(tmp_path: Path) -> None:
+    vectors = unit(np.random.default_rng(9).standard_normal((4, 8)))
+    crops = crops_table(["a1", "a1", "a2", "a3"], vectors)
+    (tmp_path / "s").mkdir()
+    with pytest.raises(ReleaseError, match="doubled rows"):
+        write_shard(tmp_path / "s", pa.concat_tables([crops, crops.slice(2, 1)]), products_table(["a1", "a2", "a3"]), 8, None)
+    for products in (["a1", "a2"], ["a1", "a2", "a3", "a4"]):
+        with pytest.raises(ReleaseError, match="not the same"):
+            write_shard(tmp_path / "s", crops, products_table(products), 8, None)
+    no_whole = crops.set_column(crops.column_names.index("crop"), "crop", pa.array([0, 0, 0, 1], pa.int32()))
+    with pytest.raises(ReleaseError, match="without crop 0"):
+        write_shard(tmp_path / "s", no_whole, products_table(["a1", "a2", "a3"]), 8, None)
