@@ -36,7 +36,8 @@ def release(folder: Path) -> Release:
 
 def queries(num: int = 4) -> np.ndarray:
     """Any directions."""
-    return unit(np.random.default_rng(9).standard_normal((num, DIM))).astype(np.float32)
+    directions = np.random.default_rng(9).standard_normal((num, DIM)).astype(np.float32)
+    return directions / np.linalg.norm(directions, axis=1, keepdims=True)
 
 
 def test_search_is_exact_over_shards(release: Release) -> None:
@@ -177,10 +178,8 @@ def test_paths_stay_inside(folder: Path, tmp_path: Path, path: str) -> None:
 def test_shard_of_another_size_is_not_opened(folder: Path, tmp_path: Path) -> None:
     copy = tmp_path / "r"
     shutil.copytree(folder, copy)
-    shards = [shard for _, shard in read_manifest(copy).shards()]
-    shutil.copy(copy / shards[0].path / "hashes.u8", copy / shards[1].path / "hashes.u8")
-    if shards[0].num_rows == shards[1].num_rows:
-        pytest.skip("both buckets happen to have as many photos")
+    path = next(copy.rglob("hashes.u8"))
+    path.write_bytes(path.read_bytes()[:-32])
     with pytest.raises(ReleaseError, match="disagree"):
         Release.open(copy, verify=False)
 

@@ -96,7 +96,7 @@ def test_more_than_there_are(big: Path, plan: IndexPlan) -> None:
 
 @pytest.mark.parametrize("num_allowed", [1, 7, 40, 2000])
 def test_filtered_search_is_complete(big: Path, plan: IndexPlan, num_allowed: int) -> None:
-    shard, flat = Shard.open(big, spec(plan.factory, 4), DIM), Shard.open(big, spec(), DIM)
+    shard, flat = Shard.open(big, spec(plan.factory, 32), DIM), Shard.open(big, spec(), DIM)
     allowed = np.zeros(shard.records.num_products, bool)
     allowed[np.random.default_rng(2).choice(len(allowed), num_allowed, replace=False)] = True
     queries = queries_of(shard, 20)
@@ -104,7 +104,7 @@ def test_filtered_search_is_complete(big: Path, plan: IndexPlan, num_allowed: in
     exact_scores, exact_rows = flat.search_products(queries, 10, allowed)
     assert (rows >= 0).sum() == (exact_rows >= 0).sum() == 20 * min(10, num_allowed)
     assert allowed[shard.records.product_of_row_R[rows[rows >= 0]]].all()
-    assert np.isclose(scores, exact_scores, atol=1e-5).mean() >= (0.9 if num_allowed > 100 else 1.0)
+    assert np.isclose(scores, exact_scores, atol=1e-5).mean() >= (0.95 if num_allowed > 100 else 1.0)
 
 
 def test_flat_equals_definition(tmp_path: Path) -> None:
@@ -113,16 +113,12 @@ def test_flat_equals_definition(tmp_path: Path) -> None:
     shard = Shard.open(written(tmp_path / "s", [f"p{p:02d}" for p in owner], vectors), spec(), 16)
     queries = unit(random.standard_normal((5, 16))).astype(np.float32)
     scores, rows = shard.search_products(queries, 7)
-    cosines = (
-        queries @ (shard.vectors_ND.astype(np.float32) / np.linalg.norm(shard.vectors_ND.astype(np.float32), axis=1)[:, None]).T
-    )
+    vectors = shard.vectors_ND.astype(np.float32)
+    cosines = queries @ (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).T
+    products = shard.records.product_of_row_R
     for q in range(5):
-        best = {
-            p: cosines[q][shard.records.product_of_row_R == p].max()
-            for p in range(40)
-            if (shard.records.product_of_row_R == p).any()
-        }
-        np.testing.assert_allclose(scores[q], sorted(best.values(), reverse=True)[:7], atol=1e-5)
+        best = sorted((cosines[q][products == p].max() for p in np.unique(products)), reverse=True)
+        np.testing.assert_allclose(scores[q], best[:7], atol=1e-5)
         np.testing.assert_allclose(cosines[q][rows[q]], scores[q], atol=1e-5)
 
 
