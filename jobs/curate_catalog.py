@@ -15,6 +15,8 @@ The rules and their reasons are listed in jobs/spark/transforms.py.
 
 import logging
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from pyspark.errors import PySparkException
@@ -42,8 +44,37 @@ class CurateResult:
     changed: bool
 
 
+@dataclass(frozen=True)
+class CuratePlan:
+    """What a run would change: rows to insert, update or delete by table, and the URIs that would be new in `images`."""
+
+    listings: int
+    rejects: int
+    products: int
+    images: int
+    new_uris: int
+
+
 def run(config: Config) -> CurateResult:
     """Reads the feed, checks it, and brings the tables to it. Raises JobError, with nothing changed."""
+    with _checked(config) as (spark, specs, parts):
+        return _write(spark, specs, parts)
+
+
+def plan(config: Config) -> CuratePlan:
+    """Reads and checks the feed as `run` does, compares, and changes nothing. Raises JobError."""
+    with _checked(config) as (spark, specs, parts):
+        changes = {name: delta.count_differences(spark, spec, parts[name]) for name, spec in specs.items()}
+        uris = parts["images"].select("image_uri").distinct()
+        if delta.exists(spark, specs["images"].path):
+            known = delta.read(spark, specs["images"].path).select("image_uri")
+            uris = uris.join(known, on="image_uri", how="left_anti")
+        return CuratePlan(**changes, new_uris=uris.count())
+
+
+@contextmanager
+def _checked(config: Config) -> Iterator[tuple[SparkSession, dict[str, delta.TableSpec], dict[str, DataFrame]]]:
+    """The feed's rows for each table, after every check that may refuse the feed."""
     _check_names(config.feed)
     spark = spark_session(config.spark, "curate_catalog")
     source = find_feed(spark, config.feed)
@@ -53,7 +84,7 @@ def run(config: Config) -> CurateResult:
         _check_feed(rows, config.feed)
         specs, parts = table_specs(tables.Tables(config.store.tables)), _parts(rows)
         _check_withdrawn(spark, specs["products"], parts["products"], config.feed)
-        return _write(spark, specs, parts)
+        yield spark, specs, parts
     except PySparkException as error:
         raise JobError(f"feed.uri={config.feed.uri}: {one_line(error)}") from error
     finally:

@@ -69,6 +69,16 @@ def run(config: Config) -> EmbedResult:
     )
 
 
+def count_pending(config: Config) -> int:
+    """Image URIs of the newest `images` that a run would look at; 0 before there is such a table. Changes no table."""
+    tables = Tables(config.store.tables)
+    version = table_version(tables, "images")
+    if version is None:
+        return 0
+    digest = bundle_digest(assemble_bundle(config.bundle, config.store.bundles, config.registry.uri))
+    return int(pending_images(tables, version, digest, retry=True).num_rows)
+
+
 def resumable(root: Path, tables: Tables, digest: str) -> Stage | None:
     """The stage that a killed run left for these tables and this bundle; stages of others are dropped."""
     found = None

@@ -61,6 +61,13 @@ def write(spark: SparkSession, spec: TableSpec, rows: DataFrame) -> int:
     return num_changes
 
 
+def count_differences(spark: SparkSession, spec: TableSpec, rows: DataFrame) -> int:
+    """How many rows `write` would insert, update or delete."""
+    if not exists(spark, spec.path):
+        return int(rows.count())
+    return int(differences(read(spark, spec.path), rows, spec.keys).count())
+
+
 def differences(current: DataFrame, rows: DataFrame, keys: tuple[str, ...]) -> DataFrame:
     """The rows to insert, update or delete (GONE) that turn `current` into `rows`."""
     values = F.struct(*rows.columns)
