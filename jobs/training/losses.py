@@ -5,11 +5,10 @@ from collections.abc import Callable, Sequence
 import torch
 from pytorch_metric_learning import losses, miners
 from torch import Tensor, nn
-from torch.nn import functional
 
 from jobs.render.products import RenderedProduct
 
-IGNORED = -100  # cross_entropy's own value for "no label"
+ABSENT = -1  # column of an attribute that a product lacks
 ATTRIBUTE_SCALE = 16.0  # unit embeddings are short: logits of cosine size learn slowly
 
 
@@ -53,27 +52,31 @@ class AttributeLoss(nn.Module):
     """Mean cross-entropy of what a product is made of, read off its embedding: colours, pattern, logo, texture, shape.
 
     From random weights these words teach a small network to look within its first epochs, where product identity alone
-    (thousands of classes, a few photos each) barely moves it. An attribute that a product lacks does not count.
+    (thousands of classes, a few photos each) barely moves it. An attribute that a product lacks does not count. All
+    softmaxes are taken in one go: V logits, of which each attribute A owns some columns.
     """
 
     def __init__(self, products: Sequence[RenderedProduct], dim: int) -> None:
         super().__init__()
         words = [attributes_of(product) for product in products]
-        self.names = sorted({name for entry in words for name in entry})
-        values = {name: sorted({entry[name] for entry in words if name in entry}) for name in self.names}
-        self.sizes = [len(values[name]) for name in self.names]
-        self.head = nn.Linear(dim, sum(self.sizes))
-        rows = [[values[name].index(entry[name]) if name in entry else IGNORED for name in self.names] for entry in words]
-        self.register_buffer("labels_PA", torch.tensor(rows), persistent=False)  # products x attributes
+        values = sorted({pair for entry in words for pair in entry.items()})
+        column_of = {pair: column for column, pair in enumerate(values)}
+        names = sorted({name for name, _ in values})
+        rows = [[column_of[name, entry[name]] if name in entry else ABSENT for name in names] for entry in words]
+        self.head = nn.Linear(dim, len(values))
+        self.register_buffer("columns_PA", torch.tensor(rows), persistent=False)  # products x attributes: the right logit
+        self.register_buffer("attribute_V", torch.tensor([names.index(name) for name, _ in values]), persistent=False)
 
     def forward(self, embeddings_ND: Tensor, products_N: Tensor) -> Tensor:
-        labels_NA = self.get_buffer("labels_PA")[products_N]
-        logits = self.head(embeddings_ND * ATTRIBUTE_SCALE).split(self.sizes, dim=1)
-        summed = [
-            functional.cross_entropy(part, labels_NA[:, column], ignore_index=IGNORED, reduction="sum")
-            for column, part in enumerate(logits)
-        ]
-        return torch.stack(summed).sum() / (labels_NA != IGNORED).sum()
+        columns_NA = self.get_buffer("columns_PA")[products_N]
+        logits_NV = self.head(embeddings_ND * ATTRIBUTE_SCALE)
+        logits_NV = logits_NV - logits_NV.detach().amax(1, keepdim=True)
+        sums_NA = torch.zeros_like(columns_NA, dtype=logits_NV.dtype).index_add(
+            1, self.get_buffer("attribute_V"), logits_NV.exp()
+        )
+        losses_NA = sums_NA.log() - logits_NV.gather(1, columns_NA.clamp(min=0))
+        mean: Tensor = losses_NA[columns_NA != ABSENT].mean()
+        return mean
 
 
 def attributes_of(product: RenderedProduct) -> dict[str, str]:

@@ -54,4 +54,19 @@ def test_attribute_loss_learns_and_skips_what_is_missing() -> None:
         optimizer.step()
         values.append(float(loss.detach()))
     assert values[-1] < 0.5 * values[0]
-    assert "labels_PA" not in loss_of.state_dict()
+    assert set(loss_of.state_dict()) == {"head.weight", "head.bias"}
+
+
+def test_attribute_loss_is_the_mean_of_each_attribute_s_cross_entropy() -> None:
+    products = make_products(5, 3)
+    loss_of = AttributeLoss(products, 8)
+    points = torch.nn.functional.normalize(torch.randn(5, 8))
+    values = sorted({pair for product in products for pair in attributes_of(product).items()})
+    logits = loss_of.head(points * 16)
+    expected = []
+    for row, product in enumerate(products):
+        for name, word in attributes_of(product).items():
+            columns = [column for column, (other, _) in enumerate(values) if other == name]
+            target = torch.tensor(columns.index(values.index((name, word))))
+            expected.append(torch.nn.functional.cross_entropy(logits[row, columns], target))
+    torch.testing.assert_close(loss_of(points, torch.arange(5)), torch.stack(expected).mean())
