@@ -45,7 +45,7 @@ def catalog_photos(tables: Tables, versions: dict[str, int], bundle_digest: str)
     fetches = dataset(tables, "fetches", versions).to_table(["image_uri", "image_id"], ours & (pc.field("status") == "embedded"))
     images = read_table(tables, "images", ["product_id", "position", "image_uri"], versions["images"])
     products = read_table(tables, "products", ["product_id", "category"], versions["products"])
-    photos = images.join(plain(fetches), "image_uri", join_type="inner").join(products, "product_id", join_type="inner")
+    photos = images.join(fetches, "image_uri", join_type="inner").join(products, "product_id", join_type="inner")
     photos = photos.sort_by([("product_id", "ascending"), ("position", "ascending"), ("image_uri", "ascending")])
     first = photos.group_by(["product_id", "image_id"], use_threads=False).aggregate(
         [("category", "first"), ("position", "first"), ("image_uri", "first")]
@@ -86,14 +86,19 @@ def cut_shards(photos: pa.Table, crops: dict[str, int], config: IndexConfig) -> 
 
 def stage_crops(tables: Tables, versions: dict[str, int], bundle_digest: str, photos: pa.Table, paths: list[Path]) -> int:
     """Writes CROP_COLUMNS of every photo to the file of its shard (column `shard` = place in `paths`); returns the crops."""
-    features = dataset(tables, "features", versions).scanner(
-        list(FEATURE_COLUMNS), filter=pc.field("bundle_digest") == bundle_digest
+    ours = pc.field("bundle_digest") == bundle_digest
+    features, columns = dataset(tables, "features", versions), list(FEATURE_COLUMNS)
+    scan = acero.Declaration.from_sequence(
+        [
+            acero.Declaration("scan", acero.ScanNodeOptions(features, columns=[*columns, "bundle_digest"], filter=ours)),
+            acero.Declaration("filter", acero.FilterNodeOptions(ours)),  # the scan's own only skips files and row groups
+            acero.Declaration("project", acero.ProjectNodeOptions([pc.field(name) for name in columns], columns)),
+        ]
     )
-    scan = acero.Declaration("record_batch_reader_source", acero.RecordBatchReaderSourceNodeOptions(as_plain(features)))
     owners = acero.Declaration("table_source", acero.TableSourceNodeOptions(photos.drop_columns(["category"])))
     keys = {"left_keys": ["image_id"], "right_keys": ["image_id"]}
-    columns = {"left_output": list(FEATURE_COLUMNS), "right_output": ["product_id", "position", "image_uri", "shard"]}
-    joined = acero.Declaration("hashjoin", acero.HashJoinNodeOptions("inner", **keys, **columns), inputs=[scan, owners])
+    outputs = {"left_output": columns, "right_output": ["product_id", "position", "image_uri", "shard"]}
+    joined = acero.Declaration("hashjoin", acero.HashJoinNodeOptions("inner", **keys, **outputs), inputs=[scan, owners])
     num_crops = 0
     with ExitStack() as files, joined.to_reader() as reader:
         schema = pa.schema([reader.schema.field(name) for name in CROP_COLUMNS])
@@ -126,21 +131,3 @@ def by_shard(batch: pa.RecordBatch) -> Iterator[tuple[int, pa.RecordBatch]]:
 def dataset(tables: Tables, name: str, versions: dict[str, int]) -> pyarrow.dataset.Dataset:
     """Table `name` at its pinned version, to be scanned."""
     return DeltaTable(tables.path(name), version=versions[name]).to_pyarrow_dataset()
-
-
-def plain(table: pa.Table) -> pa.Table:
-    """Strings and bytes in their one plain type; delta-rs may hand out views or large ones, and joins want equal types."""
-    return table.cast(plain_schema(table.schema))
-
-
-def plain_schema(schema: pa.Schema) -> pa.Schema:
-    """See `plain`."""
-    strings, binaries = (pa.large_string(), pa.string_view()), (pa.large_binary(), pa.binary_view())
-    types = {**dict.fromkeys(strings, pa.string()), **dict.fromkeys(binaries, pa.binary())}
-    return pa.schema([field.with_type(types.get(field.type, field.type)) for field in schema])
-
-
-def as_plain(scanner: pyarrow.dataset.Scanner) -> pa.RecordBatchReader:
-    """The scanner's rows as a stream of plain types."""
-    schema = plain_schema(scanner.projected_schema)
-    return pa.RecordBatchReader.from_batches(schema, (batch.cast(schema) for batch in scanner.to_batches()))
