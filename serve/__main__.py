@@ -45,6 +45,7 @@ def main() -> None:
     args = parser.parse_args()
     port = [] if args.port is None else [f"serve.port={args.port}"]
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")  # or it tells of every table of a new registry
     try:
         settings = Settings.load(args.conf, [*args.set, *port])
         check_port(settings.serve)

@@ -148,6 +148,8 @@ def parse_fields(fields: Mapping[str, str]) -> SearchRequest:
     """Fields of a form or of a URL, where every value is text. Raises Problem 422."""
     refuse_not_offered(fields)
     values: dict[str, Any] = dict(fields)
+    if "image_base64" in values:
+        raise Problem(422, "invalid_field", "belongs into a JSON body; here the photo is sent as it is", "image_base64")
     if "box" in values:
         values["box"] = values["box"].split(",")
     if "filters" in values:
@@ -171,8 +173,6 @@ def refuse_not_offered(given: Mapping[str, Any]) -> None:
 def check_query(asked: SearchRequest, image: bytes | None, config: ServeConfig) -> Query:
     """One photo or one product, and a k that this server gives. Raises Problem 422."""
     if asked.image_base64 is not None:
-        if image is not None:
-            raise Problem(422, "two_queries", "the photo is given twice", "image_base64")
         try:
             image = base64.b64decode(asked.image_base64, validate=True)
         except (binascii.Error, ValueError):

@@ -40,7 +40,8 @@ def search_body() -> Json:
         "box": {"type": "string", "description": "x0,y0,x1,y1 in pixels of the upright photo"},
         "filters": {"type": "string", "description": 'FilterFields as JSON text, such as {"price_max": 50}'},
     }
-    form = {**fields, **as_text, "image": photo}
+    form = {"image": photo, **fields, **as_text}
+    del form["image_base64"]
     content = {
         "multipart/form-data": {"schema": {"type": "object", "properties": form, "additionalProperties": False}},
         "application/json": {"schema": {"$ref": TEMPLATE.format(model=SearchRequest.__name__)}},
