@@ -40,11 +40,12 @@ def crops_of(width: int, height: int, detections: Detections, config: DetectorCo
     A box grows by `pad_frac` of its sides and is clipped to the image; small ones, those that nearly cover a better one
     (whatever their labels) and those that nearly are the whole image are left out.
     """
-    sides_B2 = detections.boxes[:, 2:] - detections.boxes[:, :2]
-    big = np.flatnonzero((sides_B2 >= config.min_side_frac * min(width, height)).all(axis=1) & (sides_B2 >= 1).all(axis=1))
-    kept = big[suppress(detections.boxes[big], detections.scores[big], config.merge_iou)]
+    inside_B4 = clip(detections.boxes, width, height)
+    sides_B2 = inside_B4[:, 2:] - inside_B4[:, :2]
+    big = np.flatnonzero((sides_B2 >= max(1.0, config.min_side_frac * min(width, height))).all(axis=1))
+    kept = big[suppress(inside_B4[big], detections.scores[big], config.merge_iou)]
     margins_B2 = sides_B2[kept] * config.pad_frac
-    padded_B4 = clip(detections.boxes[kept] + np.concatenate([-margins_B2, margins_B2], axis=1), width, height)
+    padded_B4 = clip(inside_B4[kept] + np.concatenate([-margins_B2, margins_B2], axis=1), width, height)
     full_14 = np.array([[0, 0, width, height]], np.float32)
     items = [
         Crop(box_of(box), detections.labels[row], float(detections.scores[row]))

@@ -80,10 +80,12 @@ def write_openvino(module: "torch.nn.Module", example_shape: tuple[int, ...], dy
     """Converts `module` and switches `folder` in with one rename; of two writers at once, the first wins."""
     import torch
 
-    shape = [-1 if axis in dynamic else size for axis, size in enumerate(example_shape)]
-    with warnings.catch_warnings():  # tracing warns about itself, and about the shapes that are fixed on purpose
-        warnings.simplefilter("ignore")
-        model = openvino.convert_model(module.eval(), example_input=torch.zeros(example_shape), input=[tuple(shape)])
+    shape = tuple(-1 if axis in dynamic else size for axis, size in enumerate(example_shape))
+    torch.backends.mha.set_fastpath_enabled(False)  # its fused attention cannot be converted
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")  # tracing warns about itself, and about the shapes that are fixed on purpose
+        traced = torch.jit.trace(module.eval(), torch.zeros(example_shape), check_trace=False)  # type: ignore[no-untyped-call]
+        model = openvino.convert_model(traced, input=[shape])
     folder.parent.mkdir(parents=True, exist_ok=True)
     staged = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
