@@ -134,12 +134,15 @@ def _check_names(feed: FeedConfig) -> None:
 
 def _check_feed(rows: DataFrame, feed: FeedConfig) -> None:
     """Refuses a feed without rows, without a column that was named, with too many bad rows, or with no product left."""
-    found = {row["reason"]: row["count"] for row in rows.groupBy("fault.reason").count().collect()}
-    num_rows, num_kept = sum(found.values()), rows.where("kept").count()
+    found = {
+        row["reason"]: row
+        for row in rows.groupBy("fault.reason").agg(F.count("*").alias("rows"), F.count_if("kept").alias("kept")).collect()
+    }
+    num_rows, num_kept = sum(row["rows"] for row in found.values()), sum(row["kept"] for row in found.values())
     if not num_rows:
         where = "".join(f" with {theirs}={value}" for theirs, value in feed.where.items())
         raise JobError(f"feed.uri={feed.uri}: the feed has no rows{where}")
-    faults = {reason: count for reason, count in found.items() if reason}
+    faults = {reason: row["rows"] for reason, row in found.items() if reason}
     if faults.get("malformed_row") != num_rows:
         _check_columns(rows, feed)
     by_count = sorted(faults.items(), key=lambda item: (-item[1], item[0]))
@@ -194,7 +197,8 @@ def _write(spark: SparkSession, specs: dict[str, delta.TableSpec], parts: dict[s
     num_changes, num_rows = {}, {}
     for name, spec in specs.items():
         start = time.perf_counter()
-        num_changes[name], num_rows[name] = delta.write(spark, spec, parts[name]), parts[name].count()
+        num_changes[name] = delta.write(spark, spec, parts[name])
+        num_rows[name] = delta.read(spark, spec.path).count()
         seconds = time.perf_counter() - start
         log.info("step=write table=%s rows=%d changed=%d seconds=%.1f", name, num_rows[name], num_changes[name], seconds)
     return CurateResult(**num_rows, changed=any(num_changes.values()))
