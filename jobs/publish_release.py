@@ -124,7 +124,8 @@ def roll_back(config: Config, registry: Registry) -> PublishResult:
     verify_release(previous.folder, manifest)
     registry.set_alias(CHAMPION, previous.version)
     registry.set_alias(PREVIOUS, champion.version)
-    registry.tag(champion.version, ROLLED_BACK_TAG, now())
+    if int(champion.version) > int(previous.version):  # back; the same command again goes forward
+        registry.tag(champion.version, ROLLED_BACK_TAG, now())
     registry.untag(previous.version, ROLLED_BACK_TAG)
     sys.stdout.write(f"rolled back: champion is {previous.release_id} (was {champion.release_id}, now previous)\n")
     return PublishResult(previous.release_id, previous.version, True, champion.release_id, 0)

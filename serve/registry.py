@@ -4,6 +4,7 @@ The registry holds a manifest's digest and its place, never shards. A release wh
 was registered is refused.
 """
 
+import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,6 +46,7 @@ def registry_client(registry: RegistryConfig) -> "MlflowClient":
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read when MLflow is imported
     from mlflow.tracking import MlflowClient
 
+    logging.getLogger("mlflow").setLevel(logging.WARNING)  # it tells of every database migration
     return MlflowClient(tracking_uri=registry.uri, registry_uri=registry.uri)
 
 
