@@ -127,6 +127,7 @@ class TrainEncoderConfig(Section):
     loss: str = Field("supervised_contrastive", description="a name of jobs.training.losses.LOSSES")
     category_weight: float = Field(0.2, ge=0, description="of the category head's cross-entropy in the loss")
     attribute_weight: float = Field(1.0, ge=0, description="of the cross-entropy of colour, pattern, logo and shape; 0 = not used")
+    start: Path | None = Field(None, description="weights to start from, of a bundle; none = random")
     epochs: int = Field(14, ge=1)
     passes: int = Field(1, ge=1, description="times an epoch draws K photos of every product")
     batch_products: int = Field(16, ge=2, description="P of P x K sampling")
@@ -149,6 +150,7 @@ class TrainDetectorConfig(Section):
         (160, 160, 160, 192, 192, 224), min_length=1, description="input side by epoch; the last one stays, and is shipped"
     )
     plain_frac: float = Field(0.25, ge=0, description="products on plain ground for each street scene of an epoch")
+    start: Path | None = Field(None, description="weights to start from, of a bundle; none = random")
     epochs: int = Field(6, ge=1)
     batch_size: int = Field(16, ge=2)
     learning_rate: float = Field(2e-3, gt=0)

@@ -49,8 +49,9 @@ def run(config: Config) -> TrainDetectorResult:
     learn, held_out = splits(config.training)
     photos = render_split(learn, config.training.folder)
     render_split(held_out, config.training.folder)
+    plan = plan_for("detector", settings, photos)
     build = partial(DetectorTask, settings, learn, held_out, config.training.folder.resolve())
-    trained = train(build, plan_for("detector", settings, photos))
+    trained = train(build, plan)
     spec = {
         "kind": "torchvision",
         "arch": settings.arch,

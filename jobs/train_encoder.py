@@ -50,8 +50,9 @@ def run(config: Config) -> TrainEncoderResult:
     photos = render_split(learn, config.training.folder)
     render_split(held_out, config.training.folder)
     labels = tuple(spec.path for spec in CATEGORIES)
+    plan = plan_for("encoder", settings, photos)
     build = partial(EncoderTask, settings, learn, held_out, config.training.folder.resolve(), labels)
-    trained = train(build, plan_for("encoder", settings, photos))
+    trained = train(build, plan)
     spec = {
         "kind": "torchvision",
         "arch": settings.arch,

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 import torchvision
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from jobs.config import TrainDetectorConfig
@@ -29,6 +30,8 @@ class DetectorTask:
         torch.manual_seed(config.seed)
         self.scenes, self.held_out = load_scenes(learn, photos), load_scenes(held_out, photos)
         self.network: nn.Module = torchvision.models.get_model(config.arch, weights=None, weights_backbone=None, num_classes=2)
+        if config.start is not None:
+            self.network.load_state_dict(load_file(config.start))
         for layer in self.network.modules():
             if isinstance(layer, nn.BatchNorm2d):
                 layer.momentum = BATCH_NORM_MOMENTUM

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -36,6 +37,8 @@ class EncoderTask:
         )
         self.categories = torch.tensor([labels.index(product.category) for product in self.crops.products])
         net = EmbeddingNet(config.arch, config.embedding_dim, len(labels))
+        if config.start is not None:
+            net.load_state_dict(load_file(config.start))
         self.network = nn.ModuleDict({
             "net": net,
             "loss": build_loss(config.loss, len(self.crops.products), net.dim),
@@ -81,8 +84,8 @@ class EncoderTask:
         products_N = torch.from_numpy(self.held_out.products_N)
         street = torch.from_numpy(self.held_out.domains_N == STREET)
         scores = unit_ND[street] @ unit_ND[~street].T
-        best = torch.full((len(scores), len(self.held_out.products)), -1.0)
-        best = best.index_reduce(1, products_N[~street], scores, "amax")
+        shown = products_N[~street]
+        best = torch.stack([scores[:, shown == row].amax(1) for row in range(len(self.held_out.products))], 1)
         true = products_N[street]
         rank = (best > best.gather(1, true[:, None])).sum(1)
         true_category = torch.tensor([self.labels.index(self.held_out.products[row].category) for row in true.tolist()])

@@ -80,10 +80,16 @@ class Plan:
 
 
 def plan_for(name: str, settings: TrainEncoderConfig | TrainDetectorConfig, photos: Path) -> Plan:
-    """The plan of one job's settings on one set of photos (a folder whose name says what is in it)."""
+    """The plan of one job's settings on one set of photos (a folder whose name says what is in it).
+
+    Raises JobError where `start` is set and no such file.
+    """
+    if settings.start is not None and not settings.start.is_file():
+        raise JobError(f"train_{name}.start={settings.start}: no such file; name {name}.safetensors of a bundle")
+    start = "" if settings.start is None else hashlib.sha256(settings.start.read_bytes()).hexdigest()
     return Plan(
         name=name,
-        key=f"{photos.name} {settings.model_dump_json(exclude={'folder', 'bundle', 'bundle_name', 'threads'})}",
+        key=f"{photos.name} {start} {settings.model_dump_json(exclude={'folder', 'bundle', 'bundle_name', 'threads', 'start'})}",
         folder=settings.folder,
         epochs=settings.epochs,
         learning_rate=settings.learning_rate,
