@@ -102,7 +102,6 @@ def run(config: Config) -> TrainResult:
     failpoint("train:after_staging")
     dim = embedding_dim(folder, names)
     plans = [plan_partition(max(cut.rows_by_bucket), dim, config) for cut in cuts]
-    start_ray(config.ray)
     templates = train_all(config, folder, names, plans, cuts, dim)
     failpoint("train:after_templates")
     bundle = BundleEntry(
@@ -178,6 +177,9 @@ def train_all(
     config: Config, folder: Path, names: list[str], plans: list[IndexPlan], cuts: list[Cut], dim: int
 ) -> list[str | None]:
     """Digest of each partition's template; None where it is flat."""
+    if all(plan.is_flat for plan in plans):
+        return [None] * len(plans)
+    start_ray(config.ray)
     train = ray.remote(num_cpus=config.index.threads)(train_partition)
     num = config.index.num_shards
     config.store.templates.mkdir(parents=True, exist_ok=True)

@@ -23,7 +23,6 @@ from serve.index.spec import IndexConfig
 
 FLAT = "Flat"
 POINTS_PER_CENTROID = 39
-MIN_LISTS = 4
 OPQ_ITERATIONS = 10
 HNSW_LISTS = 16_384
 SUB_BITS = 4
@@ -37,7 +36,7 @@ class IndexPlan:
     factory: str  # FAISS factory string, or "Flat"
     nlist: int  # 1 for flat
     code_bytes: int  # of one row in the index, besides its 8-byte id; 0 for flat
-    train_rows: int  # of the training sample; 0 for flat
+    train_rows: int  # most rows of the training sample; 0 for flat
     nprobes: tuple[int, ...]  # to choose from, ascending
 
     @property
@@ -47,7 +46,7 @@ class IndexPlan:
 
 def plan_index(num_rows: int, dim: int, config: IndexConfig) -> IndexPlan:
     """The plan of a partition whose largest shard has `num_rows` rows of `dim` floats. Raises ValueError for an impossible PQ."""
-    too_small = num_rows < MIN_LISTS * POINTS_PER_CENTROID
+    too_small = num_rows < 2**SUB_BITS * POINTS_PER_CENTROID  # to train the code
     if config.kind == "flat" or too_small or (config.kind == "auto" and num_rows < config.flat_below_rows):
         return IndexPlan(FLAT, 1, 0, 0, (1,))
     sub_quantizers = config.pq_bytes * 8 // SUB_BITS or sub_quantizers_of(dim)
@@ -62,7 +61,7 @@ def plan_index(num_rows: int, dim: int, config: IndexConfig) -> IndexPlan:
         factory=f"{rotation}{coarse},PQ{sub_quantizers}x{SUB_BITS}fs",
         nlist=nlist,
         code_bytes=sub_quantizers * SUB_BITS // 8,
-        train_rows=min(num_rows, max(config.train_rows, nlist * POINTS_PER_CENTROID)),
+        train_rows=config.train_rows,
         nprobes=(*(2**i for i in range(nlist.bit_length()) if 2**i < nlist), nlist),
     )
 
