@@ -11,18 +11,17 @@ from jobs.config import JobError, RayConfig
 from jobs.raydata.session import map_actors, require, start_ray
 
 
-class Dies:
-    """An actor whose process ends on every batch, as a native library can make it; it leaves a mark a time."""
-
-    def __init__(self, marks: Path) -> None:
-        self.marks = marks
-
-    def __call__(self, batch: pa.Table) -> pa.Table:
-        (self.marks / str(os.getpid())).touch()
-        os._exit(1)
-
-
 def test_a_dying_actor_is_not_restarted_for_ever(tmp_path: Path, ray_local: None) -> None:
+    class Dies:  # here, so that it travels by value: workers do not find test modules
+        """An actor whose process ends on every batch, as a native library can make it; it leaves a mark a time."""
+
+        def __init__(self, marks: Path) -> None:
+            self.marks = marks
+
+        def __call__(self, batch: pa.Table) -> pa.Table:
+            (self.marks / str(os.getpid())).touch()
+            os._exit(1)
+
     blocks = ray.data.from_blocks([pa.table({"x": [1]})])
     pool = {"actors": 1, "batch_size": 1, "cpus": 1.0, "gpus": 0.0, "max_restarts": 1}
     dataset = map_actors(blocks, Dies, {"marks": tmp_path}, **pool)
