@@ -112,7 +112,7 @@ def measure(outcomes: list[Outcome], num_queries: int, report: Path) -> SearchRe
         hash_stage_frac=round(sum(o.answer["stage"] == "hash" for o in outcomes) / len(outcomes), 4),
         boxes_found_frac=round(sum(o.crop_box is not None for o in boxed) / len(boxed), 4) if boxed else None,
         p50_ms=round(median(o.milliseconds for o in outcomes), 1),
-        release=str(outcomes[0].answer["release"]),
+        release=outcomes[0].answer["release"]["id"],
         report=str(report),
     )
 
