@@ -106,15 +106,23 @@ def local_ray(config: ServeConfig) -> Iterator[Path]:
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
     try:
         context = start_ray()
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # Ray has put its own there, which aborts the process
         yield Path(context.address_info["session_dir"]) / "logs" / "serve"
     finally:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stderr(nowhere):  # Ray reports its own end as faults
-            if ray.is_initialized():
+        if ray.is_initialized():
+            with silence():
                 ray_serve.shutdown()  # ends HAProxy, which is no child of Ray's own processes
                 ray.shutdown()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def silence() -> Iterator[None]:
+    """Nothing is printed inside: Ray reports its own end as faults."""
+    with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
+        yield
 
 
 def start_ray() -> Any:

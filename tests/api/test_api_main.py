@@ -81,7 +81,7 @@ def test_a_whole_life(tiny: TinyRelease) -> None:
         headers = {"x-request-timeout-seconds": "0", "x-request-disconnect-disabled": "?1", "content-type": "text/plain"}
         assert client.post(f"{url}/v1/search", content=b"x", headers=headers).status_code == 415
         assert client.get(f"{url}/").status_code == 200
-        large = client.post(f"{url}/v1/search", content=bytes(11_000_000), headers={"content-type": "image/jpeg"})
+        large = httpx.post(f"{url}/v1/search", content=bytes(11_000_000), headers={"content-type": "image/jpeg"})
         assert large.status_code == 413
         searcher = next(p for p in children if "ShardSearcher-1" in " ".join(p.cmdline()))
         searcher.kill()
