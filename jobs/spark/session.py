@@ -20,11 +20,15 @@ from pyspark.sql import SparkSession
 
 from jobs.config import JobError, SparkConfig
 
+NO_JAVA = "no Java found; install Java 17 or newer, or point JAVA_HOME at it"
+OLD_JAVA = "this Java is too old; install Java 17 or newer, or point JAVA_HOME at it"
+
 # What the JVM's output says when it does not come up -> what to do about it.
 START_HINTS = {
-    "JAVA_HOME is not set": "no Java found; install Java 17 or newer, or point JAVA_HOME at it",
-    "UnsupportedClassVersionError": "this Java is too old; install Java 17 or newer, or point JAVA_HOME at it",
-    "Unrecognized option": "this Java is too old; install Java 17 or newer, or point JAVA_HOME at it",
+    "JAVA_HOME is not set": NO_JAVA,
+    "bin/java: No such file": NO_JAVA,
+    "UnsupportedClassVersionError": OLD_JAVA,
+    "Unrecognized option": OLD_JAVA,
     "unresolved dependenc": (
         "Delta's jars could not be fetched from Maven Central; allow that, or put the jars of delta-spark and "
         "delta-storage into a folder and set spark.jars_folder to it"
@@ -34,24 +38,22 @@ START_HINTS = {
 
 def spark_session(config: SparkConfig, app: str) -> SparkSession:
     """The running session, or a new one with Delta. Raises JobError when Java or Delta's jars are missing."""
-    active = SparkSession.getActiveSession()
-    if active is not None:
-        return active
-    conf = SparkConf()
-    for key, value in session_settings(config, app).items():
-        conf.set(key, value)
-    gateway = SparkContext._gateway or _start_jvm(conf, config.log_file)  # a stopped session leaves its JVM behind
-    try:
-        return SparkSession(SparkContext(conf=conf, gateway=gateway))
-    except (Py4JError, PySparkException) as error:
-        raise JobError(f"Spark did not start with spark.master={config.master}: {one_line(error)}") from error
+    if SparkContext._active_spark_context is None:
+        conf = SparkConf()
+        for key, value in session_settings(config, app).items():
+            conf.set(key, value)
+        gateway = SparkContext._gateway or _start_jvm(conf, config.log_file)  # a stopped session leaves its JVM behind
+        try:
+            SparkContext(conf=conf, gateway=gateway)
+        except (Py4JError, PySparkException) as error:
+            raise JobError(f"Spark did not start with spark.master={config.master}: {one_line(error)}") from error
+    return SparkSession.builder.getOrCreate()
 
 
 def stop_spark() -> None:
     """Stops the running session, if there is one."""
-    active = SparkSession.getActiveSession()
-    if active is not None:
-        active.stop()
+    if SparkContext._active_spark_context is not None:
+        SparkSession.builder.getOrCreate().stop()
 
 
 def session_settings(config: SparkConfig, app: str) -> dict[str, str]:
@@ -106,9 +108,16 @@ def _start_jvm(conf: SparkConf, log_file: Path | None) -> JavaGateway:
         except PySparkException as error:
             log.seek(start)
             output = log.read().decode(errors="replace")
-            hint = next((text for sign, text in START_HINTS.items() if sign in output), None)
-            last = (output.strip().splitlines() or ["no output"])[-1]
-            raise JobError(f"Spark did not start: {hint or last}") from error
+            raise JobError(f"Spark did not start: {_start_fault(output)}") from error
+
+
+def _start_fault(output: str) -> str:
+    """What to do, or else what the JVM said: the first line that names an exception, or the last line."""
+    for sign, hint in START_HINTS.items():
+        if sign in output:
+            return hint
+    lines = output.strip().splitlines() or ["no output"]
+    return next((line for line in lines if "Exception" in line), lines[-1]).strip()
 
 
 def _open_log(log_file: Path | None) -> IO[bytes]:
