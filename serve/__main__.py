@@ -24,6 +24,7 @@ from typing import Any
 
 from serve.index.manifest import ReleaseError
 from serve.settings import ConfigError, ServeConfig, Settings
+from serve.vision.spec import BundleError
 
 START_ATTEMPTS = 3  # Ray gives its node 30 s, which a busy small machine may need
 START_TIMEOUT_S = 180.0  # two cold cores import torch, faiss and OpenVINO in five processes
@@ -50,7 +51,7 @@ def main() -> None:
         settings = Settings.load(args.conf, [*args.set, *port])
         check_port(settings.serve)
         run(settings, args.release)
-    except (ConfigError, ReleaseError, StartError) as error:
+    except (ConfigError, ReleaseError, BundleError, StartError) as error:
         sys.stderr.write(f"error: {error}\n")
         sys.exit(2 if isinstance(error, ConfigError) else 1)
     except KeyboardInterrupt:

@@ -1,0 +1,36 @@
+"""The deployments of the application, and that conf/serve.yaml holds no unknown key: Serve skips unknown keys."""
+
+import pytest
+import yaml
+from pydantic import ValidationError
+from ray.serve.schema import ServeDeploySchema
+
+from serve.api.app import BuildArgs, assemble, surge
+from serve.api.served import ServedRelease
+from tests.api.tiny_release import TinyRelease
+from tests.parts import ROOT
+
+
+def test_the_deploy_file_is_understood_whole() -> None:
+    given = yaml.safe_load((ROOT / "conf" / "serve.yaml").read_text())
+    understood = ServeDeploySchema.model_validate(given).model_dump(exclude_unset=True)
+    assert understood.keys() == given.keys()
+    assert understood["http_options"].keys() == given["http_options"].keys()
+    application = given["applications"][0]
+    assert understood["applications"][0].keys() == application.keys()
+    assert application["import_path"] == "serve.api.app:build"
+    assert (ROOT / BuildArgs.model_validate(application["args"]).conf).is_file()
+    with pytest.raises(ValidationError):
+        BuildArgs.model_validate({"conf": "conf/local.yaml", "relase": "r1"})
+
+
+def test_one_searcher_deployment_a_shard_group(served: ServedRelease, tiny: TinyRelease) -> None:
+    ingress = assemble(served, tiny.settings)._bound_deployment
+    _, _, encoder, searchers = ingress.init_args
+    names = [ingress.name, encoder._bound_deployment.name, *(s._bound_deployment.name for s in searchers)]
+    assert names == ["Ingress", "QueryEncoder", "ShardSearcher-0", "ShardSearcher-1"]
+    assert ingress.max_queued_requests == tiny.settings.serve.max_queued_requests
+    assert ingress.backpressure_config.status_code == 429
+    total = sum(d.ray_actor_options["num_cpus"] for d in (ingress, encoder._bound_deployment, searchers[0]._bound_deployment))
+    assert total <= 1.0, "everything fits beside Serve's own actors on a small machine"
+    assert (surge(1), surge(2), surge(8)) == (100, 100, 25)
