@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -56,9 +55,3 @@ def api(served: ServedRelease, tiny: TinyRelease, encode: Any, groups: Any) -> I
                 break
             asyncio.run(asyncio.sleep(0.1))
         yield url
-
-
-@pytest.fixture(scope="session")
-def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder for what a test writes."""
-    return tmp_path_factory.mktemp("scratch")
