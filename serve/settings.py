@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Self, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from serve.index.spec import IndexConfig
 from serve.vision.spec import BundleConfig, DecodeLimits, HashConfig, RuntimeConfig
@@ -47,6 +47,17 @@ class StoreConfig(Section):
 
     root: Path = Field(description="folder of releases, templates, bundles and staged work")
     tables: str = Field(description="folder or URI (s3://...) of the Delta tables")
+
+    @field_validator("root")
+    @classmethod
+    def _absolute_root(cls, root: Path) -> Path:
+        return root.absolute()
+
+    @field_validator("tables")
+    @classmethod
+    def _absolute_tables(cls, tables: str) -> str:
+        """Delta's catalog takes no relative paths."""
+        return tables if "://" in tables else str(Path(tables).absolute())
 
     @property
     def releases(self) -> Path:
