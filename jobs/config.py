@@ -64,7 +64,7 @@ class DuplicatesConfig(Section):
     """Near-duplicate groups."""
 
     max_distance: int = Field(31, ge=0, le=31, description="of 256 bits; pairs up to here are found, all of them")
-    min_quality: float = Field(50.0, ge=0, le=100, description="flatter pictures have no telling hash and stay out")
+    min_quality: float = Field(10.0, ge=0, le=100, description="flatter pictures have no telling hash and stay out")
 
 
 class EvaluateConfig(Section):
