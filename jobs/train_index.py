@@ -44,6 +44,7 @@ from jobs.tables import Tables
 from serve.index.manifest import FORMAT_VERSION, MANIFEST_NAME, BundleEntry, Counts, file_sha256, write_durably
 from serve.index.plan import IndexPlan, plan_index, train_template
 from serve.index.shard import check_vectors
+from serve.index.spec import IndexConfig
 from serve.index.writer import rows_of
 from serve.vision.bundle import assemble_bundle, bundle_digest
 from serve.vision.bundle_files import read_config
@@ -88,35 +89,22 @@ def run(config: Config) -> TrainResult:
         return result_of(found[1])
     folder = building_folder(config.store, release_id)
     shutil.rmtree(folder, ignore_errors=True)
-    (folder / "staged").mkdir(parents=True)
-    photos = catalog_photos(tables, versions, digest)
-    if not photos.num_rows:
-        raise JobError(
-            f"{config.store.tables}: no product has an embedded photo (bundle {digest[:12]}); see table fetches for why"
-        )
-    cuts, shard_numbers = cut_shards(photos, count_crops(tables, versions, digest), config.index)
-    photos = photos.append_column("shard", pa.array(shard_numbers))
-    names = [f"p{p:03d}-b{b:03d}" for p in range(len(cuts)) for b in range(config.index.num_shards)]
-    num_crops = stage_crops(tables, versions, digest, photos, [crops_path(folder, name) for name in names])
-    stage_products(tables, versions, photos, [products_path(folder, name) for name in names])
+    staged = stage(folder, tables, versions, digest, config.index)
     failpoint("train:after_staging")
-    dim = embedding_dim(folder, names)
-    plans = [plan_partition(max(cut.rows_by_bucket), dim, config) for cut in cuts]
-    templates = train_all(config, folder, names, plans, cuts, dim)
+    plans = [plan_partition(max(cut.rows_by_bucket), staged.dim, config) for cut in staged.cuts]
+    templates = train_all(config, folder, staged, plans)
     failpoint("train:after_templates")
-    bundle = BundleEntry(
-        name=read_config(bundle_folder).name or "",
-        digest=digest,
-        folder=str(bundle_folder.resolve().relative_to(config.store.root.resolve())),
-        dim=dim,
-    )
-    num = config.index.num_shards
     plan = BuildPlan(
         release_id=release_id,
         code_version=CODE_VERSION,
         tables=versions,
-        bundle=bundle,
-        num_buckets=num,
+        bundle=BundleEntry(
+            name=read_config(bundle_folder).name or "",
+            digest=digest,
+            folder=str(bundle_folder.resolve().relative_to(config.store.root.resolve())),
+            dim=staged.dim,
+        ),
+        num_buckets=config.index.num_shards,
         partition_depth=config.index.partition_depth,
         route_threshold=config.index.route_threshold,
         refine_factor=config.index.refine_factor,
@@ -128,18 +116,52 @@ def run(config: Config) -> TrainResult:
                 nprobes=index_plan.nprobes,
                 template_digest=template,
                 shards=tuple(
-                    ShardPlan(path=f"shards/{names[p * num + bucket]}", bucket=bucket, num_rows=rows)
-                    for bucket, rows in enumerate(cut.rows_by_bucket)
+                    ShardPlan(path=f"shards/{name}", bucket=bucket, num_rows=rows)
+                    for bucket, (name, rows) in enumerate(zip(staged.shards_of(p), cut.rows_by_bucket, strict=True))
                 ),
             )
-            for p, (cut, index_plan, template) in enumerate(zip(cuts, plans, templates, strict=True))
+            for p, (cut, index_plan, template) in enumerate(zip(staged.cuts, plans, templates, strict=True))
         ),
-        counts=Counts(products=len(photos["product_id"].unique()), images=len(photos["image_id"].unique()), crops=num_crops),
+        counts=staged.counts,
     )
     write_part(folder / "plan.json", plan)
     result = result_of(plan)
     log.info("train_index %s", pairs(vars(result)))
     return result
+
+
+@dataclass(frozen=True)
+class Staged:
+    """The rows of the planned release, cut and written."""
+
+    cuts: list[Cut]
+    num_buckets: int
+    dim: int
+    counts: Counts
+
+    def shards_of(self, partition: int) -> list[str]:
+        """Names of the partition's shards, by bucket."""
+        return [shard_name(partition, bucket) for bucket in range(self.num_buckets)]
+
+
+def shard_name(partition: int, bucket: int) -> str:
+    """Name of a shard's folder."""
+    return f"p{partition:03d}-b{bucket:03d}"
+
+
+def stage(folder: Path, tables: Tables, versions: dict[str, int], digest: str, config: IndexConfig) -> Staged:
+    """Joins the tables and writes the rows of every shard below `folder`. Raises JobError when there are none."""
+    (folder / "staged").mkdir(parents=True)
+    photos = catalog_photos(tables, versions, digest)
+    if not photos.num_rows:
+        raise JobError(f"{tables.root}: no product has an embedded photo (bundle {digest[:12]}); see table fetches for why")
+    cuts, shard_numbers = cut_shards(photos, count_crops(tables, versions, digest), config)
+    photos = photos.append_column("shard", pa.array(shard_numbers))
+    names = [shard_name(partition, bucket) for partition in range(len(cuts)) for bucket in range(config.num_shards)]
+    num_crops = stage_crops(tables, versions, digest, photos, [crops_path(folder, name) for name in names])
+    stage_products(tables, versions, photos, [products_path(folder, name) for name in names])
+    counts = Counts(products=len(photos["product_id"].unique()), images=len(photos["image_id"].unique()), crops=num_crops)
+    return Staged(cuts, config.num_shards, embedding_dim(folder, names), counts)
 
 
 def release_id_of(config: Config, versions: dict[str, int], digest: str) -> str:
@@ -173,24 +195,21 @@ def embedding_dim(folder: Path, names: list[str]) -> int:
     return len(first["embedding"][0].as_py()) // 2
 
 
-def train_all(
-    config: Config, folder: Path, names: list[str], plans: list[IndexPlan], cuts: list[Cut], dim: int
-) -> list[str | None]:
+def train_all(config: Config, folder: Path, staged: Staged, plans: list[IndexPlan]) -> list[str | None]:
     """Digest of each partition's template; None where it is flat."""
     if all(plan.is_flat for plan in plans):
         return [None] * len(plans)
     start_ray(config.ray)
     train = ray.remote(num_cpus=config.index.threads)(train_partition)
-    num = config.index.num_shards
     config.store.templates.mkdir(parents=True, exist_ok=True)
     running = [
         None
         if plan.is_flat
-        else train.remote([crops_path(folder, name) for name in names[p * num : (p + 1) * num]], plan, dim, config)
+        else train.remote([crops_path(folder, name) for name in staged.shards_of(p)], plan, staged.dim, config)
         for p, plan in enumerate(plans)
     ]
     digests: list[str | None] = []
-    for cut, plan, task in zip(cuts, plans, running, strict=True):
+    for cut, plan, task in zip(staged.cuts, plans, running, strict=True):
         digests.append(None if task is None else ray.get(task))
         log.info("partition=%s rows=%d factory=%s template=%s", cut.name, sum(cut.rows_by_bucket), plan.factory, digests[-1])
     return digests
