@@ -166,7 +166,7 @@ def stream(config: Config, tables: Tables, bundle_folder: Path, stage: Stage) ->
     start = time.perf_counter()
     try:
         with progress("embed_images", remaining.num_rows, "images") as shown:
-            for rows in images.iter_batches(batch_size=None, batch_format="pyarrow"):
+            for rows in images.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):  # staged at once
                 stage.add(rows)
                 shown.add(rows.num_rows)
     except ray.exceptions.RayError as error:
