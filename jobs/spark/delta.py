@@ -14,7 +14,7 @@ PROPERTIES = {
     "delta.enableDeletionVectors": "false",
     "delta.deletedFileRetentionDuration": "interval 30 days",
 }
-GONE = "_gone"
+CHANGE = "_change"
 
 
 @dataclass(frozen=True)
@@ -44,21 +44,16 @@ def write(spark: SparkSession, spec: TableSpec, rows: DataFrame) -> int:
     """
     _ensure(spark, spec)
     changes = differences(read(spark, spec.path), rows, spec.keys).persist()
-    num_changes = int(changes.count())
+    num_changes: dict[str, int] = {row[CHANGE]: row["count"] for row in changes.groupBy(CHANGE).count().collect()}
     if num_changes:
         columns = {name: f"s.{name}" for name in rows.columns}
         same_key = " AND ".join(f"t.{key} = s.{key}" for key in spec.keys)
-        (
-            DeltaTable.forPath(spark, spec.path)
-            .alias("t")
-            .merge(changes.alias("s"), same_key)
-            .whenMatchedDelete(condition=f"s.{GONE}")
-            .whenMatchedUpdate(set=columns)
-            .whenNotMatchedInsert(values=columns)
-            .execute()
-        )
+        merge = DeltaTable.forPath(spark, spec.path).alias("t").merge(changes.alias("s"), same_key)
+        if num_changes.keys() != {"insert"}:  # Delta merges inserts alone without looking for rows to rewrite
+            merge = merge.whenMatchedDelete(condition=f"s.{CHANGE} = 'delete'").whenMatchedUpdate(set=columns)
+        merge.whenNotMatchedInsert(values=columns).execute()
     changes.unpersist()
-    return num_changes
+    return sum(num_changes.values())
 
 
 def count_differences(spark: SparkSession, spec: TableSpec, rows: DataFrame) -> int:
@@ -69,14 +64,14 @@ def count_differences(spark: SparkSession, spec: TableSpec, rows: DataFrame) -> 
 
 
 def differences(current: DataFrame, rows: DataFrame, keys: tuple[str, ...]) -> DataFrame:
-    """The rows to insert, update or delete (GONE) that turn `current` into `rows`."""
+    """The rows that turn `current` into `rows`, each with its CHANGE: insert, update or delete."""
     values = F.struct(*rows.columns)
     old = current.select(*keys, values.alias("old"))
     new = rows.select(*keys, values.alias("new"))
-    differ = ~F.col("old").eqNullSafe(F.col("new"))
-    merged = F.coalesce("new", "old")
-    changed = old.join(new, on=list(keys), how="full_outer").where(differ)
-    return changed.select(*(merged[name].alias(name) for name in rows.columns), F.col("new").isNull().alias(GONE))
+    changed = old.join(new, on=list(keys), how="full_outer").where(~F.col("old").eqNullSafe(F.col("new")))
+    change = F.when(F.col("old").isNull(), "insert").when(F.col("new").isNull(), "delete").otherwise("update")
+    either = F.coalesce("new", "old")
+    return changed.select(*(either[name].alias(name) for name in rows.columns), change.alias(CHANGE))
 
 
 def _ensure(spark: SparkSession, spec: TableSpec) -> None:

@@ -37,9 +37,9 @@ def amount(text: Column) -> Column:
 
 
 def currency(price: Column, code: Column) -> Column:
-    """Upper-case code given beside the price, else the one written behind it."""
+    """Upper-case code written behind the price, else the one beside it."""
     behind = F.nullif(F.regexp_extract(price, r"([A-Za-z]{3})$", 1), F.lit(""))
-    return F.upper(F.coalesce(code, behind))
+    return F.upper(F.coalesce(behind, code))
 
 
 def is_currency(code: Column) -> Column:

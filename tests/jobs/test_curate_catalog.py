@@ -147,7 +147,7 @@ def test_csv_with_mapped_columns_quotes_and_a_short_row(spark: SparkSession, tmp
     config = config_of(tmp_path, uri=feed, columns=columns, defaults={"currency": "EUR"}, max_reject_frac=0.5)
     assert run(config) == CurateResult(listings=3, rejects=1, products=2, images=4, changed=True)
     found = by_id(tmp_path)
-    assert (found["a1"]["title"], found["a1"]["category"], found["a1"]["currency"]) == ('Red, "big"\nhat', "Apparel/Hats", "EUR")
+    assert (found["a1"]["title"], found["a1"]["category"], found["a1"]["currency"]) == ('Red, "big"\nhat', "Apparel/Hats", "USD")
     assert uris(tmp_path, "a1") == [f"file://{tmp_path}/a.jpg", f"file://{tmp_path}/b.jpg", "https://cdn/c.jpg"]
     assert [(row["reason"], row["detail"]) for row in table(tmp_path, "rejects")] == [("malformed_row", "row=a3,short")]
 

@@ -61,5 +61,5 @@ def test_groups_their_rerun_and_a_new_neighbour(spark: SparkSession, tmp_path: P
 
 
 def test_without_features_it_says_what_to_run(spark: SparkSession, tmp_path: Path) -> None:
-    with pytest.raises(JobError, match="run jobs.embed_images first"):
+    with pytest.raises(JobError, match=r"run jobs\.embed_images first"):
         group(config_of(tmp_path), "b1")

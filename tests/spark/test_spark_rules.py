@@ -51,10 +51,10 @@ def test_moment_reads_iso_and_epoch(spark: SparkSession) -> None:
     assert seconds[5] is None
 
 
-def test_currency_behind_the_price_yields_to_the_column(spark: SparkSession) -> None:
-    rows = spark.createDataFrame([("15 eur", None), ("15 eur", "usd"), ("15", None)], "price STRING, code STRING")
+def test_currency_behind_the_price_comes_before_the_column(spark: SparkSession) -> None:
+    rows = spark.createDataFrame([("15 eur", None), ("15 eur", "usd"), ("15", "usd"), ("15", None)], "price STRING, code STRING")
     codes = rows.select(rules.currency(F.col("price"), F.col("code")).alias("code")).collect()
-    assert [row["code"] for row in codes] == ["EUR", "USD", None]
+    assert [row["code"] for row in codes] == ["EUR", "EUR", "USD", None]
 
 
 def test_category(spark: SparkSession) -> None:
