@@ -9,8 +9,10 @@ import logging
 import math
 import os
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -78,6 +80,11 @@ class Plan:
         values = {key: str(value) for key, value in self.__dict__.items() if key not in ("folder", "threads")}
         return f"{self.name}-{hashlib.sha256(json.dumps(values).encode()).hexdigest()[:12]}"
 
+    @property
+    def log_file(self) -> Path:
+        """What the worker says, line by line."""
+        return self.folder.resolve() / f"{self.run_name}.log"
+
 
 def plan_for(name: str, settings: TrainEncoderConfig | TrainDetectorConfig, photos: Path) -> Plan:
     """The plan of one job's settings on one set of photos (a folder whose name says what is in it).
@@ -126,7 +133,8 @@ def train(build: Callable[[], Task], plan: Plan) -> Trained:
         ),
     )
     try:
-        result = trainer.fit()
+        with lines_shown(plan.log_file):
+            result = trainer.fit()
     except WorkerGroupError as error:
         for failure in error.worker_failures.values():
             if (message := job_error_in(failure)) is not None:
@@ -135,6 +143,33 @@ def train(build: Callable[[], Task], plan: Plan) -> Trained:
     with result.checkpoint.as_directory() as folder:
         state = torch.load(Path(folder) / STATE, map_location="cpu", weights_only=True)
     return Trained(state["shipped"], state["history"])
+
+
+@contextmanager
+def lines_shown(file: Path) -> Iterator[None]:
+    """Logs the lines that the worker adds to `file` meanwhile: Ray is told to keep its workers' output to itself."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.touch()
+    done = threading.Event()
+
+    def follow(position: int) -> None:
+        while True:
+            last = done.wait(1.0)
+            with file.open() as lines:
+                lines.seek(position)
+                for line in lines:
+                    log.info(line.rstrip())
+                position = lines.tell()
+            if last:
+                return
+
+    thread = threading.Thread(target=follow, args=(file.stat().st_size,), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
 
 
 def job_error_in(failure: BaseException | None) -> str | None:
@@ -148,6 +183,9 @@ def job_error_in(failure: BaseException | None) -> str | None:
 
 def fit(task: Task, plan: Plan) -> None:
     """The worker's side: all epochs, each reported to Ray Train with its checkpoint."""
+    lines = logging.FileHandler(plan.log_file)
+    lines.setFormatter(logging.Formatter("%(message)s"))
+    logging.getLogger("jobs").addHandler(lines)
     logging.getLogger("jobs").setLevel(logging.INFO)
     device = torch.device("cuda" if plan.use_gpu else "cpu")
     torch.set_num_threads(plan.threads)

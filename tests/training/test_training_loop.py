@@ -1,6 +1,9 @@
 """The loop: a killed training goes on where it was, and a loss that is not a number stops it."""
 
+import logging
 import os
+import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -9,11 +12,14 @@ from typing import Any
 
 import pytest
 import torch
+from ray import cloudpickle
 from ray.train.v2.api.exceptions import WorkerGroupError
 from torch import Tensor, nn
 
 from jobs.config import JobError
 from jobs.training.loop import Plan, train
+
+cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import a test
 
 
 @dataclass
@@ -39,6 +45,7 @@ class LineTask:
         died = self.notes / "died"
         if epoch == self.die_at and not died.exists():
             died.touch()
+            time.sleep(3)  # Ray Train notes a report once a second; a death before that costs one epoch more
             os._exit(1)
         with (self.notes / "epochs").open("a") as file:
             file.write(f"{epoch}\n")
@@ -53,12 +60,14 @@ def plan(folder: Path) -> Plan:
     return Plan("line", "test", folder, epochs=4, learning_rate=0.5, threads=1, use_gpu=False, seed=0)
 
 
-def test_a_killed_training_resumes(ray_local: None, tmp_path: Path) -> None:
+def test_a_killed_training_resumes(ray_local: None, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, logger="jobs")
     with pytest.raises(WorkerGroupError):
         train(partial(LineTask, tmp_path, die_at=2), plan(tmp_path / "runs"))
     assert (tmp_path / "epochs").read_text().split() == ["0", "1"]
     trained = train(partial(LineTask, tmp_path, die_at=2), plan(tmp_path / "runs"))
-    assert (tmp_path / "epochs").read_text().split() == ["0", "1", "2", "3"], "no epoch is run twice"
+    assert (tmp_path / "epochs").read_text().split() == ["0", "1", "2", "3"], "no finished epoch is run twice"
+    assert "training=line resumed_after_epoch=2" in caplog.text, "the worker's lines are shown"
     assert [entry["epoch"] for entry in trained.history] == [1, 2, 3, 4]
     assert abs(float(trained.weights["weight"]) - 3) < abs(trained.history[0]["weight"] - 3)
 
