@@ -10,7 +10,6 @@ help:
 	@echo "make test    sets everything up and runs the tests"
 	@echo "make check   ruff, mypy, import rules, tests"
 	@echo "make bench   the benchmarks; figures are kept as JSON in tests/bench/results"
-	@echo "make bundle  trains the shipped bundle again (about an hour on 2 cores)"
 	@echo "make clean   removes what the demo made (store/)"
 
 setup:
