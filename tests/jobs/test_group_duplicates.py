@@ -42,7 +42,7 @@ def test_groups_their_rerun_and_a_new_neighbour(spark: SparkSession, tmp_path: P
     rng = random.Random(1)
     shoe, hat, sock = (rng.getrandbits(256) for _ in range(3))
     add_features(tmp_path, {"shoe1": shoe, "shoe2": shoe ^ (2**31 - 1), "shoe3": shoe, "hat": hat, "sock": sock})
-    add_features(tmp_path, {"flat1": 0, "flat2": 1}, quality=10.0)
+    add_features(tmp_path, {"flat1": 0, "flat2": 1}, quality=1.0)
     add_features(tmp_path, {"other": hat}, bundle="b0")
     config = config_of(tmp_path)
     assert group(config, "b1") == DuplicatesResult(images=5, grouped=3, groups=1, changed=True)
