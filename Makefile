@@ -2,13 +2,14 @@
 CONF ?= conf/local.yaml
 PY = .venv/bin/python
 
-.PHONY: help setup demo test serve check bench bundle clean
+.PHONY: help setup demo test serve check drill bench clean
 
 help:
 	@echo "make demo    sets everything up, builds an index of a generated catalog, searches it over HTTP, writes a report"
 	@echo "make serve   the search endpoint and page of the champion release, in the foreground   (CONF=$(CONF))"
 	@echo "make test    sets everything up and runs the tests"
 	@echo "make check   ruff, mypy, import rules, tests"
+	@echo "make drill   kills jobs in the middle and compares what comes out"
 	@echo "make bench   the benchmarks; figures are kept as JSON in tests/bench/results"
 	@echo "make clean   removes what the demo made (store/)"
 
@@ -32,6 +33,9 @@ check: setup
 	.venv/bin/mypy
 	.venv/bin/lint-imports
 	$(PY) -m pytest
+
+drill: setup
+	@$(PY) -m pytest -m drill
 
 bench: setup
 	@for bench in tests/bench/bench_*.py; do $(PY) -m tests.bench.$$(basename $$bench .py) --conf $(CONF) || exit 1; done

@@ -220,6 +220,7 @@ def start(conf: Path, **environment: str) -> "subprocess.Popen[str]":
     )
 
 
+@pytest.mark.drill
 def test_killed_twice_equals_uninterrupted(tmp_path: Path, weights: Path, ray_local: None) -> None:
     """kill -9 of the whole process group while it streams, then a crash between the two commits, then a run that ends."""
     photos = tmp_path / "photos"
