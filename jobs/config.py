@@ -126,7 +126,9 @@ class TrainEncoderConfig(Section):
     )
     loss: str = Field("supervised_contrastive", description="a name of jobs.training.losses.LOSSES")
     category_weight: float = Field(0.2, ge=0, description="of the category head's cross-entropy in the loss")
-    attribute_weight: float = Field(1.0, ge=0, description="of the cross-entropy of colour, pattern, logo and shape; 0 = not used")
+    attribute_weight: float = Field(
+        1.0, ge=0, description="of the cross-entropy of colour, pattern, logo and shape; 0 = not used"
+    )
     start: Path | None = Field(None, description="weights to start from, of a bundle; none = random")
     epochs: int = Field(14, ge=1)
     passes: int = Field(1, ge=1, description="times an epoch draws K photos of every product")

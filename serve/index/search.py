@@ -86,9 +86,7 @@ def route(manifest: Manifest, category_probs: Mapping[str, float] | None) -> lis
     return None
 
 
-def routes_of(
-    manifest: Manifest, features: Sequence["CropFeatures"], filters: Filters | None = None
-) -> list[list[str] | None]:
+def routes_of(manifest: Manifest, features: Sequence["CropFeatures"], filters: Filters | None = None) -> list[list[str] | None]:
     """Each crop's `route`; all partitions where the query names its category itself, whatever was predicted."""
     named = filters is not None and filters.category is not None
     return [None if named else route(manifest, feature.category_probs) for feature in features]

@@ -255,6 +255,7 @@ def test_damaged_shard_is_built_again(published: Path) -> None:
     assert result.kept == result.shards - 1
 
 
+@pytest.mark.drill
 @pytest.mark.parametrize(
     ("job", "point"),
     [

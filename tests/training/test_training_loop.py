@@ -60,6 +60,7 @@ def plan(folder: Path) -> Plan:
     return Plan("line", "test", folder, epochs=4, learning_rate=0.5, threads=1, use_gpu=False, seed=0)
 
 
+@pytest.mark.drill
 def test_a_killed_training_resumes(ray_local: None, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, logger="jobs")
     with pytest.raises(WorkerGroupError):
