@@ -11,9 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from serve.vision.bundle_files import ADDRESS_CHARS, CONFIG_FILE, bundle_digest, read_config, weights_of
+from serve.vision.bundle_files import ADDRESS_CHARS, CONFIG_FILE, bundle_digest, files_of, read_config
 from serve.vision.encoder import open_clip_model
-from serve.vision.spec import BundleConfig, BundleError, DetectorConfig, EncoderConfig
+from serve.vision.spec import BundleConfig, BundleError, DetectorConfig, EncoderConfig, TextConfig
 
 if TYPE_CHECKING:
     import torch
@@ -37,7 +37,7 @@ def assemble_bundle(config: BundleConfig, bundles_folder: Path, registry_uri: st
             source = (
                 from_registry(config.path, Path(temp), registry_uri) if config.path.startswith("models:") else Path(config.path)
             )
-            for name in (CONFIG_FILE, *weights_of(read_config(source))):
+            for name in (CONFIG_FILE, *files_of(read_config(source))):
                 shutil.copyfile(source / name, staged / name)
         digest = bundle_digest(staged)
         folder = bundles_folder / digest[:ADDRESS_CHARS]
@@ -69,7 +69,12 @@ def write_parts(config: BundleConfig, folder: Path, downloads: Path) -> None:
     if config.name is None:
         raise BundleError("bundle.name is missing: a bundle of parts needs a name")
     encoder = encoder_part(config.encoder, folder, downloads)
-    resolved = BundleConfig(name=config.name, detector=detector_part(config.detector, folder, downloads), encoder=encoder)
+    resolved = BundleConfig(
+        name=config.name,
+        detector=detector_part(config.detector, folder, downloads),
+        encoder=encoder,
+        text=text_part(config.text, config.encoder, folder, downloads),
+    )
     (folder / CONFIG_FILE).write_text(resolved.model_dump_json(indent=1) + "\n")
 
 
@@ -110,6 +115,26 @@ def detector_part(config: DetectorConfig, folder: Path, downloads: Path) -> Dete
     if not labels:
         raise BundleError("bundle.detector.labels is missing: the names of the detector's outputs, without the background")
     return config.model_copy(update={"weights": name, "labels": labels})
+
+
+def text_part(config: TextConfig | None, encoder: EncoderConfig, folder: Path, downloads: Path) -> TextConfig | None:
+    """`config` with its weights and tokenizer in `folder`."""
+    if config is None:
+        return None
+    name = "text.safetensors"
+    if config.weights is not None:
+        copy_weights(Path(config.weights), folder / name)
+    elif config.kind == "open_clip" and encoder.weights is not None and not is_file(encoder.weights):
+        key = f"open_clip-{encoder.arch}-{encoder.weights}-text"
+        fetch(lambda: published_text_encoder(encoder), downloads / f"{key}.safetensors", folder / name)
+    else:
+        raise BundleError("bundle.text.weights is missing: name a file")
+    if config.tokenizer is None:
+        return config.model_copy(update={"weights": name})
+    if not Path(config.tokenizer).is_file():
+        raise BundleError(f"bundle.text.tokenizer={config.tokenizer}: no such file")
+    shutil.copyfile(config.tokenizer, folder / "tokenizer.json")
+    return config.model_copy(update={"weights": name, "tokenizer": "tokenizer.json"})
 
 
 def is_file(weights: str) -> bool:
@@ -153,3 +178,10 @@ def published_encoder(config: EncoderConfig) -> "dict[str, torch.Tensor]":
 
     classifier_of(config.arch)
     return dict(published_weights(config.arch, config.weights).get_state_dict(progress=False))
+
+
+def published_text_encoder(encoder: EncoderConfig) -> "dict[str, torch.Tensor]":
+    """The published weights of the text side of open_clip's model. Raises BundleError."""
+    from serve.vision.open_clip_text import text_tensors
+
+    return text_tensors(open_clip_model(encoder.arch, encoder.weights).state_dict())

@@ -16,14 +16,15 @@ from typing import Self
 import numpy as np
 
 from serve.vision.assemble import assemble_bundle
-from serve.vision.bundle_files import ADDRESS_CHARS, bundle_digest, is_address, read_config, weights_of
+from serve.vision.bundle_files import ADDRESS_CHARS, bundle_digest, files_of, is_address, read_config
 from serve.vision.crop import Crop, crops_of, crops_of_drawn, cut
 from serve.vision.detector import build_detector
 from serve.vision.encoder import build_encoder
 from serve.vision.runtime import DeviceError
 from serve.vision.spec import BundleConfig, BundleError, RuntimeConfig
+from serve.vision.text import TextError, build_text_encoder
 
-__all__ = ["Bundle", "BundleError", "CropFeatures", "assemble_bundle", "bundle_digest"]
+__all__ = ["Bundle", "BundleError", "CropFeatures", "TextError", "assemble_bundle", "bundle_digest"]
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +50,21 @@ class Bundle:
         self.encoder = build_encoder(config.encoder, folder, runtime, cache)
         self.detector = build_detector(config.detector, folder, runtime, cache)
         self.dim, self.labels = self.encoder.dim, self.encoder.labels
+        self.text = build_text_encoder(config.text, config.encoder, self.dim, folder, runtime, cache)
+
+    @property
+    def has_text(self) -> bool:
+        """Whether texts can be embedded."""
+        return self.text is not None
+
+    def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
+        """(N, dim) float32 unit embeddings in the space of the photos.
+
+        Raises BundleError where the bundle has no text encoder, TextError for an empty text.
+        """
+        if self.text is None:
+            raise BundleError(f"bundle {self.name} has no text encoder; choose one with a `text` part")
+        return self.text.encode(texts)
 
     @classmethod
     def load(cls, folder: Path, runtime: RuntimeConfig, digest: str | None = None) -> Self:
@@ -112,7 +128,7 @@ def main() -> None:
     except (ConfigError, BundleError, DeviceError) as error:
         sys.stderr.write(f"error: {error}\n")
         sys.exit(2)
-    sizes = {name: (folder / name).stat().st_size for name in weights_of(bundle.config)}
+    sizes = {name: (folder / name).stat().st_size for name in files_of(bundle.config)}
     lines = {
         "name": bundle.name,
         "digest": bundle.digest,
@@ -120,6 +136,7 @@ def main() -> None:
         "dim": bundle.dim,
         "labels": ", ".join(bundle.labels) or "none",
         "detector": bundle.config.detector.kind,
+        "text": bundle.config.text.kind if bundle.config.text else "none",
         **{f"{name}_bytes": size for name, size in sizes.items()},
     }
     sys.stdout.write("".join(f"{key}: {value}\n" for key, value in lines.items()))

@@ -27,7 +27,12 @@ def read_config(folder: Path) -> BundleConfig:
     detector = config.detector
     if detector.kind != "none" and (detector.weights is None or not isinstance(detector.labels, tuple)):
         raise BundleError(f"{path}: a detector of kind {detector.kind} has weights and a list of labels")
-    for name in weights_of(config):
+    text = config.text
+    if text is not None and (text.weights is None or (text.kind == "transformer" and text.tokenizer is None)):
+        raise BundleError(f"{path}: a text encoder of kind {text.kind} has weights and, unless it is open_clip's, a tokenizer")
+    if text is not None and text.kind == "open_clip" and config.encoder.kind != "open_clip":
+        raise BundleError(f"{path}: text.kind=open_clip needs an encoder of that kind, this one is {config.encoder.kind}")
+    for name in files_of(config):
         if Path(name).name != name:
             raise BundleError(f"{path}: weights {name!r}: expected the name of a file in this folder")
         if not (folder / name).is_file():
@@ -35,15 +40,16 @@ def read_config(folder: Path) -> BundleConfig:
     return config
 
 
-def weights_of(config: BundleConfig) -> list[str]:
-    """Names of the weights files that a bundle's config names."""
-    parts = (config.encoder, config.detector)
-    return [part.weights for part in parts if part is not None and part.weights is not None]
+def files_of(config: BundleConfig) -> list[str]:
+    """Names of the files beside bundle.json that a bundle's config names: weights and the tokenizer."""
+    parts = (config.encoder, config.detector, config.text)
+    names = [part.weights for part in parts if part is not None and part.weights is not None]
+    return [*names, config.text.tokenizer] if config.text is not None and config.text.tokenizer is not None else names
 
 
 def bundle_digest(folder: Path) -> str:
     """Hex SHA-256 over bundle.json and the files it names, with their names; other files do not count. Raises BundleError."""
-    names = [CONFIG_FILE, *sorted(weights_of(read_config(folder)))]
+    names = [CONFIG_FILE, *sorted(files_of(read_config(folder)))]
     digests = {name: file_digest(folder / name) for name in names}
     return hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest()
 

@@ -84,6 +84,20 @@ class EncoderConfig(Spec):
     preprocess: Preprocess = Preprocess()
 
 
+class TextConfig(Spec):
+    """A text encoder whose vectors lie in the space of the encoder's. The sizes are those of a `transformer`."""
+
+    kind: Literal["transformer", "open_clip"]
+    weights: str | None = Field(None, description="file; open_clip: the tag of the encoder's download serves both sides")
+    tokenizer: str | None = Field(None, description="transformer: file of the `tokenizers` library")
+    vocabulary: int = Field(4096, ge=16, description="tokens that the tokenizer knows")
+    max_tokens: int = Field(64, ge=4, le=512, description="what a longer text says behind them is not heard")
+    width: int = Field(192, ge=8)
+    layers: int = Field(2, ge=1)
+    heads: int = Field(4, ge=1)
+    query_weight: float = Field(0.5, ge=0, le=1, description="of the text in a query of photo and text; measured in training")
+
+
 class BundleConfig(Spec):
     """Which bundle: a folder that holds one, or its parts named here."""
 
@@ -91,6 +105,7 @@ class BundleConfig(Spec):
     name: str | None = Field(None, description="of a bundle assembled from the parts below")
     detector: DetectorConfig = DetectorConfig()
     encoder: EncoderConfig | None = None
+    text: TextConfig | None = None
 
 
 class RuntimeConfig(Spec):

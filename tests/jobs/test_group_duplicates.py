@@ -38,7 +38,6 @@ def duplicates(tmp_path: Path) -> DeltaTable:
     return DeltaTable(str(tmp_path / "tables" / "duplicates"))
 
 
-@pytest.mark.xfail(reason="fails since its last change; cause not found yet")
 def test_groups_their_rerun_and_a_new_neighbour(spark: SparkSession, tmp_path: Path) -> None:
     rng = random.Random(1)
     shoe, hat, sock = (rng.getrandbits(256) for _ in range(3))
@@ -61,7 +60,6 @@ def test_groups_their_rerun_and_a_new_neighbour(spark: SparkSession, tmp_path: P
     assert not {"deletionVectors", "columnMapping"} & set(protocol.writer_features or ())
 
 
-@pytest.mark.xfail(reason="fails since its last change; cause not found yet")
 def test_without_features_it_says_what_to_run(spark: SparkSession, tmp_path: Path) -> None:
     with pytest.raises(JobError, match=r"run jobs\.embed_images first"):
         group(config_of(tmp_path), "b1")
