@@ -19,8 +19,8 @@ REJECTS = "listing_id STRING NOT NULL, product_id STRING, reason STRING NOT NULL
 # One curated row a product. `category` is a path such as apparel/shoes/boots; `group_id` joins the variants of a style.
 PRODUCTS = (
     "product_id STRING NOT NULL, title STRING NOT NULL, description STRING, category STRING, price DOUBLE, currency STRING, "
-    "available BOOLEAN NOT NULL, stock INT, gender STRING, brand STRING, color STRING, group_id STRING, popularity DOUBLE, "
-    "updated_at TIMESTAMP, row_hash STRING NOT NULL"
+    "available BOOLEAN NOT NULL, stock INT, gender STRING, brand STRING, seller STRING, color STRING, group_id STRING, "
+    "popularity DOUBLE, updated_at TIMESTAMP, row_hash STRING NOT NULL"
 )
 
 # Which photos a product has: absolute URI (file://, s3://, gs://, https://), in the order of the feed.

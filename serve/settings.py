@@ -11,6 +11,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from serve.index.spec import IndexConfig
+from serve.ranking.spec import RankingConfig
 from serve.vision.spec import BundleConfig, DecodeLimits, HashConfig, RuntimeConfig
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -120,6 +121,7 @@ class Settings(Section):
     decode: DecodeLimits = DecodeLimits()
     hash: HashConfig = HashConfig()
     index: IndexConfig = IndexConfig()
+    ranking: RankingConfig = RankingConfig()
     serve: ServeConfig = ServeConfig()
 
     @classmethod

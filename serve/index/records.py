@@ -28,9 +28,11 @@ PRODUCTS = pa.schema(
         pa.field("stock", pa.int32()),
         pa.field("gender", pa.large_string()),
         pa.field("brand", pa.large_string()),
+        pa.field("seller", pa.large_string()),
         pa.field("color", pa.large_string()),
         pa.field("group_id", pa.large_string()),
         pa.field("popularity", pa.float64()),
+        pa.field("updated_at", pa.timestamp("us", tz="UTC")),
     ]
 )
 IMAGES = pa.schema(

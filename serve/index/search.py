@@ -32,6 +32,8 @@ class Result(NamedTuple):
     query_crop: int  # number of the query crop that found it, see Answer.crops
     crop: int  # number of the stored crop
     box: Box | None  # of the stored crop, pixels of the upright stored image; None for a whole-photo match by hash
+    place: tuple[str, int] | None = None  # shard path and row in products.arrow, where known
+    parts: tuple[tuple[str, float], ...] = ()  # what re-ranking did to the score, by rule; the order is by their sum
 
 
 @dataclass(frozen=True)
@@ -136,6 +138,7 @@ def similar_result(candidate: Candidate, query_crop: int) -> Result:
         query_crop=query_crop,
         crop=candidate.crop,
         box=candidate.box,
+        place=(candidate.shard, candidate.product) if candidate.product >= 0 else None,
     )
 
 

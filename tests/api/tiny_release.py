@@ -117,7 +117,7 @@ def make_release(folder: Path, **serve: object) -> TinyRelease:
             products.append(
                 {"product_id": product_id, "title": f"Thing {number}", "category": category, "price": 10.0 + number}
                 | {"currency": "EUR", "available": number % 3 > 0, "stock": number, "gender": None, "brand": "Tiny"}
-                | {"color": None, "group_id": None, "popularity": None}
+                | {"color": None, "group_id": None, "popularity": None, "seller": None, "updated_at": None}
             )
             for crop, found in enumerate(bundle.analyse([pixels])[0]):
                 x0, y0, x1, y1 = found.crop.box

@@ -158,8 +158,8 @@ def changed(folder: Path, tmp_path: Path, **values: object) -> Path:
 def test_bad_manifests_are_refused(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ReleaseError, match="no finished release"):
         read_manifest(tmp_path)
-    with pytest.raises(ReleaseError, match="format_version is 2"):
-        read_manifest(changed(folder, tmp_path, format_version=2))
+    with pytest.raises(ReleaseError, match="format_version is 1"):
+        read_manifest(changed(folder, tmp_path, format_version=1))
     with pytest.raises(ReleaseError, match="surprise"):
         read_manifest(changed(folder, tmp_path, surprise=1))
     (tmp_path / MANIFEST_NAME).write_text("{")

@@ -112,8 +112,14 @@ def write_tables(folder: Path, config: Config, digest: str, num_products: int = 
     fetches.append(first | {"image_uri": copy})
     shutil.copy(folder / "photos" / "sku-0000-0.jpg", folder / "photos" / "copy.jpg")
     other = [row | {"bundle_digest": "0" * 64} for row in features[:10]]  # of another bundle: must not be indexed
-    text = {name: pa.string() for name in ("product_id", "title", "category", "currency", "gender", "brand", "color", "group_id")}
-    schema = pa.schema({**text, "price": pa.float64(), "popularity": pa.float64(), "available": pa.bool_(), "stock": pa.int32()})
+    text = {
+        name: pa.string()
+        for name in ("product_id", "title", "category", "currency", "gender", "brand", "seller", "color", "group_id")
+    }
+    schema = pa.schema(
+        {**text, "price": pa.float64(), "popularity": pa.float64(), "available": pa.bool_(), "stock": pa.int32()}
+        | {"updated_at": pa.timestamp("us", "UTC")}
+    )
     write_deltalake(tables.path("products"), pa.Table.from_pylist(products, schema), mode="overwrite")
     write_deltalake(tables.path("images"), pa.Table.from_pylist(images), mode="overwrite")
     write_deltalake(tables.path("fetches"), pa.Table.from_pylist(fetches, FETCHES), mode="overwrite")
