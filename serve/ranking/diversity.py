@@ -37,14 +37,21 @@ def nth_of_its_kind(codes_M: np.ndarray) -> np.ndarray:
 
 
 def distinct_pictures(hashes_M32: np.ndarray, colours_M48: np.ndarray, order_M: np.ndarray, k: int) -> np.ndarray:
-    """The first k of `order_M` whose picture is not that of an earlier one."""
-    kept: list[int] = []
-    left_M = np.ones(len(order_M), bool)
-    while len(kept) < k and left_M.any():
-        best = int(np.argmax(left_M))
-        kept.append(best)
-        same_M = hamming(hashes_M32[best : best + 1], hashes_M32)[0] <= SAME_BITS
-        same_M &= colour_distance(colours_M48, colours_M48[best]) <= SAME_COLOUR
-        left_M &= ~same_M
-        left_M[best] = False
-    return order_M[kept]
+    """The first k of `order_M` whose picture is not that of an earlier one that stays."""
+    width = 2 * k  # most answers are full after the first few
+    while True:
+        near_WW = hamming(hashes_M32[:width], hashes_M32[:width]) <= SAME_BITS
+        left_W = np.ones(len(near_WW), bool)
+        kept: list[int] = []
+        for place in range(len(left_W)):
+            if not left_W[place]:
+                continue
+            kept.append(place)
+            (near,) = np.nonzero(near_WW[place])
+            if len(near) > 1:  # it is near itself
+                left_W[near[colour_distance(colours_M48[near], colours_M48[place]) <= SAME_COLOUR]] = False
+            if len(kept) == k:
+                return order_M[kept]
+        if width >= len(order_M):
+            return order_M[kept]
+        width *= 4

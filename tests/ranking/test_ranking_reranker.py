@@ -1,6 +1,5 @@
 """Results of a real release, gathered and put into order."""
 
-
 import numpy as np
 import pytest
 
