@@ -50,7 +50,7 @@ def other_gender(candidates: Candidates, shopper: Shopper) -> np.ndarray:
     """(N,) bool: made for another gender than the shopper's."""
     if shopper.gender is None or shopper.gender == UNISEX:
         return np.zeros(len(candidates.visual_N), bool)
-    return np.logical_and(candidates.known("gender"), ~candidates.is_value("gender", shopper.gender, UNISEX))
+    return np.asarray(candidates.known("gender") & ~candidates.is_value("gender", shopper.gender, UNISEX))
 
 
 def popularity(candidates: Candidates, _: Shopper, config: RankingConfig) -> np.ndarray:
