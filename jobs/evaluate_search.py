@@ -5,11 +5,13 @@ Writes  evaluate.report/report.html (pictures: query, found crops, results with 
 Engine  plain HTTP, one client
 
     python -m jobs.evaluate_search --conf conf/local.yaml --set evaluate.queries=photos.jsonl
+        [--set evaluate.distortion=light=0.25]     kinds and units: jobs/evaluation/robustness.py
 """
 
 import json
 import logging
 import sys
+import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
@@ -21,6 +23,7 @@ from tqdm import tqdm
 from jobs.config import Config, JobError, run_job
 from jobs.evaluation.queries import Query, load_queries
 from jobs.evaluation.report import Outcome, write_search_report
+from jobs.evaluation.robustness import UNCHANGED, parse_variant, write_distorted
 from jobs.runs import configure_logging, pairs
 
 log = logging.getLogger("jobs.evaluate_search")
@@ -35,6 +38,7 @@ class SearchResult:
 
     queries: int
     pairs: int
+    distortion: str
     recall_at_1: float
     recall_at_5: float
     recall_at_10: float
@@ -49,16 +53,22 @@ def run(config: Config) -> SearchResult:
     """Sends every query, writes the report, returns the figures."""
     if config.evaluate.queries is None:
         raise JobError("evaluate.queries: missing; name a JSONL of photos with --set evaluate.queries=FILE")
+    try:
+        variant = parse_variant(config.evaluate.distortion)
+    except ValueError as error:
+        raise JobError(f"evaluate.distortion={error}") from error
     queries = load_queries(
         config.evaluate.queries, config.evaluate.queries_where, config.evaluate.max_queries, config.evaluate.seed
     )
     outcomes: list[Outcome] = []
-    with requests.Session() as session:
+    with tempfile.TemporaryDirectory(prefix="distorted-") as folder, requests.Session() as session:
+        if variant != UNCHANGED:
+            queries = write_distorted(queries, variant, Path(folder), config.evaluate.seed, config.decode)
         for query in tqdm(queries, desc="search", unit="photo", disable=not sys.stderr.isatty()):
             answer, milliseconds = ask(session, config.evaluate.url, query.path)
             outcomes += [judge(query, i, answer, milliseconds) for i in range(len(query.product_ids))]
-    result = measure(outcomes, len(queries), config.evaluate.report / "report.html")
-    write_search_report(config.evaluate.report, asdict(result), outcomes, config.evaluate.report_queries)
+        result = measure(outcomes, len(queries), config)
+        write_search_report(config.evaluate.report, asdict(result), outcomes, config.evaluate.report_queries)
     log.info("evaluate_search %s", pairs(asdict(result)))
     return result
 
@@ -100,13 +110,14 @@ def iou(a: Any, b: Any) -> float:
     return float(shared / union)
 
 
-def measure(outcomes: list[Outcome], num_queries: int, report: Path) -> SearchResult:
+def measure(outcomes: list[Outcome], num_queries: int, config: Config) -> SearchResult:
     """Shares over all outcomes."""
     recall = {k: sum(o.rank is not None and o.rank < k for o in outcomes) / len(outcomes) for k in (1, 5, 10)}
     boxed = [o for o in outcomes if o.query.boxes_N4]
     return SearchResult(
         queries=num_queries,
         pairs=len(outcomes),
+        distortion=config.evaluate.distortion,
         recall_at_1=round(recall[1], 4),
         recall_at_5=round(recall[5], 4),
         recall_at_10=round(recall[10], 4),
@@ -114,7 +125,7 @@ def measure(outcomes: list[Outcome], num_queries: int, report: Path) -> SearchRe
         boxes_found_frac=round(sum(o.crop_box is not None for o in boxed) / len(boxed), 4) if boxed else None,
         p50_ms=round(median(o.milliseconds for o in outcomes), 1),
         release=outcomes[0].answer["release"]["id"],
-        report=str(report),
+        report=str(config.evaluate.report / "report.html"),
     )
 
 

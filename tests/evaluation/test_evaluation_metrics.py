@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobs.evaluation.metrics import hit_rate_at, recall_at
+from jobs.evaluation.metrics import hit_rate_at, mean_average_precision, ndcg_at, recall_at
 
 
 @given(st.integers(1, 6), st.integers(1, 20), st.integers(0, 2**32 - 1))
@@ -38,3 +38,47 @@ def test_equal_photos_and_short_lists() -> None:
     assert recall_at(exact, exact, 3) == 1.0
     assert recall_at(np.array([[0.9, 0.9, 0.1], [0.4, none, none], [none] * 3]), exact, 3) == pytest.approx((2 / 3 + 1 / 2) / 2)
     assert recall_at(np.array([[0.9], [0.5], [none]]), exact[:, :1], 1) == 1.0
+
+
+RANKED = st.lists(
+    st.tuples(
+        st.permutations("abcdefgh"),
+        st.integers(1, 8),
+        st.dictionaries(st.sampled_from("abcdefghyz"), st.integers(1, 3), min_size=1),
+    ),
+    min_size=1,
+    max_size=6,
+)
+
+
+def judged(
+    queries: list[tuple[list[str], int, dict[str, int]]],
+) -> tuple[list[list[str]], dict[str, dict[str, float]], dict[str, dict[str, int]]]:
+    """Lists cut at a length, and the same as runs and judgments of ir-measures."""
+    ranked = [products[:length] for products, length, _ in queries]
+    runs = {str(q): {product: float(-place) for place, product in enumerate(products)} for q, products in enumerate(ranked)}
+    return ranked, runs, {str(q): gains for q, (_, _, gains) in enumerate(queries)}
+
+
+@given(RANKED)
+def test_average_precision_is_ir_measures(queries: list[tuple[list[str], int, dict[str, int]]]) -> None:
+    """Right answers that are missing from the list count too."""
+    ranked, runs, qrels = judged(queries)
+    measure = ir_measures.parse_measure("AP")
+    ours = mean_average_precision(ranked, [set(gains) for gains in qrels.values()])
+    assert ours == pytest.approx(ir_measures.calc_aggregate([measure], qrels, runs)[measure])
+
+
+@given(RANKED, st.integers(1, 10))
+def test_discounted_gain_is_ir_measures(queries: list[tuple[list[str], int, dict[str, int]]], k: int) -> None:
+    ranked, runs, qrels = judged(queries)
+    measure = ir_measures.parse_measure(f"nDCG@{k}")
+    ours = ndcg_at(ranked, [{p: float(gain) for p, gain in gains.items()} for gains in qrels.values()], k)
+    assert ours == pytest.approx(ir_measures.calc_aggregate([measure], qrels, runs)[measure])
+
+
+def test_a_query_without_a_right_answer_has_no_figure() -> None:
+    with pytest.raises(ValueError, match="no average precision"):
+        mean_average_precision([["a"]], [set()])
+    with pytest.raises(ValueError, match="no discounted gain"):
+        ndcg_at([["a"]], [{}], 5)
