@@ -55,6 +55,16 @@ def test_scenes_find_their_products_over_http(built_store: BuiltStore, served: s
     assert page.count("data:image/jpeg;base64,") > 8
 
 
+def test_distorted_photos_are_sent(built_store: BuiltStore, served: str, tmp_path: Path) -> None:
+    """At a five-hundredth of the light hardly anything is found any more; a distortion that does not exist is named."""
+    settings = (f"evaluate.url={served}", f"evaluate.report={tmp_path}")
+    done = run_module("jobs.evaluate_search", built_store.conf, *settings, "evaluate.distortion=light=0.002")
+    figures = json.loads(done.stdout)
+    assert figures["distortion"] == "light=0.002" and figures["queries"] == 8 and figures["recall_at_1"] < 0.3
+    done = run_module("jobs.evaluate_search", built_store.conf, *settings, "evaluate.distortion=fog=1")
+    assert done.returncode == 1 and "evaluate.distortion='fog=1' is no distortion; allowed: none, rotation" in done.stderr
+
+
 def test_plan_runs_nothing(built_store: BuiltStore) -> None:
     tables = Tables(built_store.config.store.tables)
     versions = {name: table_version(tables, name) for name in TABLE_NAMES}

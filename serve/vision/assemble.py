@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from serve.vision.bundle_files import ADDRESS_CHARS, CONFIG_FILE, bundle_digest, files_of, read_config
+from serve.vision.categories import PROTOTYPES_FILE
 from serve.vision.encoder import open_clip_model
-from serve.vision.spec import BundleConfig, BundleError, DetectorConfig, EncoderConfig, TextConfig
+from serve.vision.spec import BundleConfig, BundleError, CategoryConfig, DetectorConfig, EncoderConfig, TextConfig
 
 if TYPE_CHECKING:
     import torch
@@ -74,6 +75,7 @@ def write_parts(config: BundleConfig, folder: Path, downloads: Path) -> None:
         detector=detector_part(config.detector, folder, downloads),
         encoder=encoder,
         text=text_part(config.text, config.encoder, folder, downloads),
+        categories=category_part(config.categories, folder),
     )
     (folder / CONFIG_FILE).write_text(resolved.model_dump_json(indent=1) + "\n")
 
@@ -135,6 +137,14 @@ def text_part(config: TextConfig | None, encoder: EncoderConfig, folder: Path, d
         raise BundleError(f"bundle.text.tokenizer={config.tokenizer}: no such file")
     shutil.copyfile(config.tokenizer, folder / "tokenizer.json")
     return config.model_copy(update={"weights": name, "tokenizer": "tokenizer.json"})
+
+
+def category_part(config: CategoryConfig | None, folder: Path) -> CategoryConfig | None:
+    """`config` with its prototypes in `folder`."""
+    if config is None:
+        return None
+    copy_weights(Path(config.weights), folder / PROTOTYPES_FILE)
+    return config.model_copy(update={"weights": PROTOTYPES_FILE})
 
 
 def is_file(weights: str) -> bool:

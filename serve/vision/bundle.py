@@ -17,6 +17,7 @@ import numpy as np
 
 from serve.vision.assemble import assemble_bundle
 from serve.vision.bundle_files import ADDRESS_CHARS, bundle_digest, files_of, is_address, read_config
+from serve.vision.categories import build_predictor
 from serve.vision.crop import Crop, crops_of, crops_of_drawn, cut
 from serve.vision.detector import build_detector
 from serve.vision.encoder import build_encoder
@@ -31,7 +32,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class CropFeatures:
-    """A crop with its unit embedding (dim,) float32 and, where the encoder has a head, its category."""
+    """A crop with its unit embedding (dim,) float32 and, where the bundle knows categories, its own."""
 
     crop: Crop
     category: str | None
@@ -49,7 +50,9 @@ class Bundle:
         self.name, self.digest, self.config = config.name, digest, config
         self.encoder = build_encoder(config.encoder, folder, runtime, cache)
         self.detector = build_detector(config.detector, folder, runtime, cache)
-        self.dim, self.labels = self.encoder.dim, self.encoder.labels
+        self.dim = self.encoder.dim
+        self.categories = build_predictor(config.categories, folder, self.encoder.labels, self.dim)
+        self.labels = self.categories.labels
         self.text = build_text_encoder(config.text, config.encoder, self.dim, folder, runtime, cache)
 
     @property
@@ -98,7 +101,8 @@ class Bundle:
             for image, own in zip(images, drawn, strict=True)
         ]
         parts = [(image, crop) for image, of_image in zip(images, crops, strict=True) for crop in of_image]
-        embeddings, probabilities = self.encoder.encode([cut(image, crop) for image, crop in parts])
+        embeddings, of_head = self.encoder.encode([cut(image, crop) for image, crop in parts])
+        probabilities = self.categories.predict(embeddings, of_head)
         features = iter(
             self._features(crop, embeddings[row], None if probabilities is None else probabilities[row])
             for row, (_, crop) in enumerate(parts)

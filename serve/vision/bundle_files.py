@@ -42,7 +42,7 @@ def read_config(folder: Path) -> BundleConfig:
 
 def files_of(config: BundleConfig) -> list[str]:
     """Names of the files beside bundle.json that a bundle's config names: weights and the tokenizer."""
-    parts = (config.encoder, config.detector, config.text)
+    parts = (config.encoder, config.detector, config.text, config.categories)
     names = [part.weights for part in parts if part is not None and part.weights is not None]
     return [*names, config.text.tokenizer] if config.text is not None and config.text.tokenizer is not None else names
 

@@ -98,6 +98,18 @@ class TextConfig(Spec):
     query_weight: float = Field(0.5, ge=0, le=1, description="of the text in a query of photo and text; measured in training")
 
 
+class CategoryConfig(Spec):
+    """Categories from labelled neighbours beside the encoder's head; all numbers are fitted by jobs.calibrate_categories."""
+
+    weights: str = Field(description="file of the labelled vectors (serve.vision.categories)")
+    labels: tuple[str, ...] = Field(min_length=1, description="categories that the vectors' rows mean")
+    neighbours: int = Field(8, ge=1, description="nearest vectors that vote")
+    vote_temperature: float = Field(0.07, gt=0, description="a neighbour weighs exp(cosine / this)")
+    head_weight: float = Field(0.5, ge=0, le=1, description="of the head beside the vote")
+    temperature: float = Field(1.0, gt=0, description="of the fused probabilities; above 1 = less sure")
+    floor: float = Field(0.01, ge=0, lt=1, description="share that is spread over all categories alike")
+
+
 class BundleConfig(Spec):
     """Which bundle: a folder that holds one, or its parts named here."""
 
@@ -106,6 +118,7 @@ class BundleConfig(Spec):
     detector: DetectorConfig = DetectorConfig()
     encoder: EncoderConfig | None = None
     text: TextConfig | None = None
+    categories: CategoryConfig | None = Field(None, description="none = the encoder's head alone, where it has one")
 
 
 class RuntimeConfig(Spec):
