@@ -19,7 +19,7 @@ import faiss
 import pyarrow.parquet as pq
 import ray
 
-from jobs.building import BuildPlan, PartitionPlan, ShardPlan, find_building, read_entry, write_part
+from jobs.building import BuildPlan, PartitionPlan, ShardPlan, find_building, read_entry, vectors_path, write_part
 from jobs.config import Config, JobError, run_job
 from jobs.failpoint import failpoint
 from jobs.raydata.session import progress, start_ray
@@ -54,8 +54,12 @@ def run(config: Config) -> BuildResult:
     missing = [(partition, shard) for partition, shard in work if not finished(folder, shard)]
     if missing:
         start_ray(config.ray)
+        check_room(folder, [shard for _, shard in missing])
         build = ray.remote(num_cpus=config.index.threads, max_retries=1)(build_shard)
-        tasks = {build.remote(folder, plan, partition, shard, config): shard for partition, shard in missing}
+        tasks = {
+            build.options(memory=shard.build_ram_bytes).remote(folder, plan, partition, shard, config): shard
+            for partition, shard in missing
+        }
         with progress("build_shards", sum(shard.num_rows for _, shard in missing), "rows") as shown:
             waiting = list(tasks)
             while waiting:
@@ -79,6 +83,23 @@ def run(config: Config) -> BuildResult:
     return result
 
 
+def check_room(folder: Path, shards: list[ShardPlan]) -> None:
+    """Raises JobError where a shard fits no machine's memory, or all of them do not fit the disk, by the plan's estimates."""
+    largest = max(shards, key=lambda shard: shard.build_ram_bytes)
+    most = max(node["Resources"].get("memory", 0.0) for node in ray.nodes() if node["Alive"])
+    if largest.build_ram_bytes > most:
+        raise JobError(
+            f"{largest.path}: building its {largest.num_rows} rows takes about {largest.build_ram_bytes / 1e9:.2f} GB of memory, "
+            f"the largest machine has {most / 1e9:.2f} GB for it: raise index.num_shards"
+        )
+    needed, free = sum(shard.disk_bytes for shard in shards), shutil.disk_usage(folder).free
+    if needed > free:
+        raise JobError(
+            f"{folder}: {len(shards)} shards take about {needed / 1e9:.2f} GB of disk while they are built, {free / 1e9:.2f} GB "
+            "are free: free some, lower publish.keep, or put store.root on a larger disk"
+        )
+
+
 def finished(folder: Path, shard: ShardPlan) -> bool:
     """Whether the shard is there, whole and undamaged."""
     entry = read_entry(folder, shard)
@@ -100,9 +121,11 @@ def build_shard(folder: Path, plan: BuildPlan, partition: PartitionPlan, shard: 
     for leftover in (fresh, target):
         shutil.rmtree(leftover, ignore_errors=True)
     fresh.mkdir()
-    crops = pq.read_table(folder / "staged" / f"{shard.name}.crops.parquet")
+    crops = folder / "staged" / f"{shard.name}.crops.parquet"
     products = pq.read_table(folder / "staged" / f"{shard.name}.products.parquet")
-    write_shard(fresh, crops, products, plan.bundle.dim, read_template(config.store.templates, partition.template_digest))
+    template = read_template(config.store.templates, partition.template_digest)
+    ordered = vectors_path(folder, shard)
+    write_shard(fresh, crops, products, plan.bundle.dim, template, partition.vectors, ordered)
     files = []
     for path in sorted(fresh.iterdir()):
         with path.open("rb") as file:
@@ -112,7 +135,11 @@ def build_shard(folder: Path, plan: BuildPlan, partition: PartitionPlan, shard: 
     fresh.rename(target)
     sync_folder(target.parent)
     entry = ShardEntry(
-        path=shard.path, bucket=shard.bucket, num_rows=crops.num_rows, num_products=products.num_rows, files=tuple(files)
+        path=shard.path,
+        bucket=shard.bucket,
+        num_rows=pq.read_metadata(crops).num_rows,
+        num_products=products.num_rows,
+        files=tuple(files),
     )
     write_part(folder / "entries" / f"{shard.name}.json", entry)
 

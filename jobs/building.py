@@ -2,6 +2,7 @@
 
     <store.root>/releases/.building-<release_id>/
         staged/<shard>.crops.parquet, .products.parquet    rows of one shard, unordered, as train_index joined them
+        staged/<shard>.f16  their vectors in the order of the shard's rows, exact: what evaluate_index compares with
         plan.json           written last by train_index: exact versions, partitions, shards, templates
         shards/<shard>/     one folder a shard; appears whole
         entries/<shard>.json    sizes and digests of a finished shard
@@ -31,6 +32,7 @@ from serve.index.manifest import (
     ShardEntry,
     write_durably,
 )
+from serve.index.spec import VectorKind
 from serve.settings import StoreConfig
 from serve.vision.hash import HASH_KIND, HASH_VERSION
 
@@ -46,6 +48,8 @@ class ShardPlan(Part):
     path: InsidePath  # in the release folder
     bucket: int
     num_rows: int
+    build_ram_bytes: int  # estimates, see serve.index.plan
+    disk_bytes: int
 
     @property
     def name(self) -> str:
@@ -58,6 +62,7 @@ class PartitionPlan(Part):
     name: str
     categories: tuple[str, ...]
     factory: str
+    vectors: VectorKind
     nprobes: tuple[int, ...]
     template_digest: str | None
     shards: tuple[ShardPlan, ...]
@@ -121,6 +126,11 @@ def remove_other_buildings(store: StoreConfig, release_id: str) -> None:
             shutil.rmtree(folder)
 
 
+def vectors_path(folder: Path, shard: ShardPlan) -> Path:
+    """The shard's vectors as they were embedded, (N, D) fp16 in the order of its rows."""
+    return folder / "staged" / f"{shard.name}.f16"
+
+
 def write_part(path: Path, part: Part) -> None:
     """`part` as JSON, in one step."""
     write_durably(path, (json.dumps(part.model_dump(mode="json"), indent=1) + "\n").encode())
@@ -144,7 +154,11 @@ def first_specs(plan: BuildPlan) -> dict[str, PartitionSpec]:
     """Search settings before they are chosen by measurement."""
     return {
         partition.name: PartitionSpec(
-            factory=partition.factory, nprobe=partition.nprobes[0], refine_factor=plan.refine_factor, metric="cosine"
+            factory=partition.factory,
+            vectors=partition.vectors,
+            nprobe=partition.nprobes[0],
+            refine_factor=plan.refine_factor,
+            metric="cosine",
         )
         for partition in plan.partitions
     }

@@ -13,12 +13,12 @@ published already, and a plan that is there is kept.
 import hashlib
 import json
 import logging
+import math
 import shutil
+from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
-import faiss
-import numpy as np
 import pyarrow as pa
 import pyarrow.dataset
 import ray
@@ -41,16 +41,16 @@ from jobs.raydata.session import start_ray
 from jobs.runs import configure_logging, pairs
 from jobs.staged_rows import Cut, catalog_photos, count_crops, cut_shards, stage_crops, stage_products
 from jobs.tables import Tables
-from serve.index.manifest import FORMAT_VERSION, MANIFEST_NAME, BundleEntry, Counts, file_sha256, write_durably
-from serve.index.plan import IndexPlan, plan_index, train_template
-from serve.index.shard import check_vectors
+from jobs.templates import find_or_train
+from serve.index.manifest import FORMAT_VERSION, MANIFEST_NAME, BundleEntry, Counts
+from serve.index.plan import IndexPlan, build_ram_bytes, disk_bytes, plan_index
 from serve.index.spec import IndexConfig
-from serve.index.writer import rows_of
 from serve.vision.bundle import assemble_bundle, bundle_digest
 from serve.vision.bundle_files import read_config
 
 log = logging.getLogger("jobs.train_index")
 
+SHARED = "small partitions"
 WRITERS = {
     "products": "jobs.curate_catalog",
     "images": "jobs.curate_catalog",
@@ -91,8 +91,8 @@ def run(config: Config) -> TrainResult:
     shutil.rmtree(folder, ignore_errors=True)
     staged = stage(folder, tables, versions, digest, config.index)
     failpoint("train:after_staging")
-    plans = [plan_partition(max(cut.rows_by_bucket), staged.dim, config) for cut in staged.cuts]
-    templates = train_all(config, folder, staged, plans)
+    plans = [plan_partition(max(cut.rows_by_bucket), staged, config) for cut in staged.cuts]
+    templates = train_all(config, folder, staged, plans, digest)
     failpoint("train:after_templates")
     plan = BuildPlan(
         release_id=release_id,
@@ -113,10 +113,17 @@ def run(config: Config) -> TrainResult:
                 name=cut.name,
                 categories=cut.categories,
                 factory=index_plan.factory,
+                vectors=index_plan.vectors,
                 nprobes=index_plan.nprobes,
                 template_digest=template,
                 shards=tuple(
-                    ShardPlan(path=f"shards/{name}", bucket=bucket, num_rows=rows)
+                    ShardPlan(
+                        path=f"shards/{name}",
+                        bucket=bucket,
+                        num_rows=rows,
+                        build_ram_bytes=build_ram_bytes(index_plan, rows, staged.dim),
+                        disk_bytes=disk_bytes(index_plan, rows, staged.dim),
+                    )
                     for bucket, (name, rows) in enumerate(zip(staged.shards_of(p), cut.rows_by_bucket, strict=True))
                 ),
             )
@@ -171,10 +178,11 @@ def release_id_of(config: Config, versions: dict[str, int], digest: str) -> str:
     return "r" + hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def plan_partition(num_rows: int, dim: int, config: Config) -> IndexPlan:
-    """`plan_index`, its refusal as a JobError."""
+def plan_partition(num_rows: int, staged: Staged, config: Config) -> IndexPlan:
+    """`plan_index` within this row's share of index.max_ram_bytes, its refusal as a JobError."""
+    most = config.index.max_ram_bytes or math.inf
     try:
-        return plan_index(num_rows, dim, config.index)
+        return plan_index(num_rows, staged.dim, config.index, most / staged.counts.crops)
     except ValueError as error:
         raise JobError(str(error)) from error
 
@@ -195,54 +203,34 @@ def embedding_dim(folder: Path, names: list[str]) -> int:
     return len(first["embedding"][0].as_py()) // 2
 
 
-def train_all(config: Config, folder: Path, staged: Staged, plans: list[IndexPlan]) -> list[str | None]:
-    """Digest of each partition's template; None where it is flat."""
+def train_all(config: Config, folder: Path, staged: Staged, plans: list[IndexPlan], bundle_digest: str) -> list[str | None]:
+    """Digest of each partition's template; None where it is flat. Small partitions of one plan share one."""
     if all(plan.is_flat for plan in plans):
         return [None] * len(plans)
     start_ray(config.ray)
-    train = ray.remote(num_cpus=config.index.threads)(train_partition)
+    index = config.index
+    train = ray.remote(num_cpus=index.threads, num_gpus=int(index.train_on_gpu))(find_or_train)
     config.store.templates.mkdir(parents=True, exist_ok=True)
-    running = [
-        None
-        if plan.is_flat
-        else train.remote([crops_path(folder, name) for name in staged.shards_of(p)], plan, staged.dim, config)
-        for p, plan in enumerate(plans)
-    ]
-    digests: list[str | None] = []
-    for cut, plan, task in zip(staged.cuts, plans, running, strict=True):
-        digests.append(None if task is None else ray.get(task))
-        log.info("partition=%s rows=%d factory=%s template=%s", cut.name, sum(cut.rows_by_bucket), plan.factory, digests[-1])
+    groups: defaultdict[tuple[IndexPlan, str], list[int]] = defaultdict(list)
+    for p, (cut, plan) in enumerate(zip(staged.cuts, plans, strict=True)):
+        small = sum(cut.rows_by_bucket) < index.share_template_below_rows
+        if not plan.is_flat:
+            groups[plan, SHARED if small else cut.name].append(p)
+    tasks = {}
+    for (plan, group), members in groups.items():
+        files = [crops_path(folder, name) for p in members for name in staged.shards_of(p)]
+        tasks[plan, group] = train.remote(config.store.templates, files, plan, staged.dim, group, bundle_digest, index)
+    digests: list[str | None] = [None] * len(plans)
+    for key, members in groups.items():
+        try:
+            digest = ray.get(tasks[key])
+        except ray.exceptions.RayTaskError as error:
+            raise JobError(str(error.cause)) from error
+        for p in members:
+            digests[p] = digest
+    for cut, plan, digest in zip(staged.cuts, plans, digests, strict=True):
+        log.info("partition=%s rows=%d factory=%s template=%s", cut.name, sum(cut.rows_by_bucket), plan.factory, digest)
     return digests
-
-
-def train_partition(files: list[Path], plan: IndexPlan, dim: int, config: Config) -> str:
-    """Trains one template, or finds the one that was trained on the same sample; returns its SHA-256, its name in the store."""
-    faiss.omp_set_num_threads(config.index.threads)
-    sample = sample_vectors(files, plan.train_rows, dim, config.index.seed)
-    check_vectors(sample, dim, "training sample")
-    recipe = f"{faiss.__version__} {plan.factory} {config.index.seed} {dim} ".encode()
-    key = hashlib.sha256(recipe + sample.tobytes()).hexdigest()
-    pointer = config.store.templates / f"{key}.trained"
-    if pointer.is_file():
-        digest = pointer.read_text()
-        path = config.store.templates / f"{digest}.faiss"
-        if path.is_file() and file_sha256(path) == digest:
-            return digest
-    template = train_template(plan, sample.astype(np.float32), config.index.seed)
-    digest = hashlib.sha256(template).hexdigest()
-    write_durably(config.store.templates / f"{digest}.faiss", template)
-    write_durably(pointer, digest.encode())
-    return digest
-
-
-def sample_vectors(files: list[Path], num_rows: int, dim: int, seed: int) -> np.ndarray:
-    """(rows, dim) fp16: a seeded sample, the same however the rows are ordered in the files."""
-    rows = pyarrow.dataset.dataset(files)
-    keys = rows.to_table(["image_id", "crop", "product_id"])
-    order = pa.compute.sort_indices(keys, [(name, "ascending") for name in keys.column_names]).to_numpy()
-    chosen = np.random.default_rng(seed).choice(len(order), min(num_rows, len(order)), replace=False)
-    taken = rows.take(pa.array(order[np.sort(chosen)]), columns=["embedding"])
-    return rows_of(taken["embedding"], 2 * dim, "embedding").view(np.float16)
 
 
 def result_of(plan: BuildPlan) -> TrainResult:

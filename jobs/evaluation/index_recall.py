@@ -9,13 +9,14 @@ from pathlib import Path
 import faiss
 import numpy as np
 
-from jobs.building import PartitionPlan
+from jobs.building import PartitionPlan, vectors_path
 from jobs.evaluation.metrics import recall_at
 from serve.index.exact import NONE_SCORE, exact_search
 from serve.index.manifest import PartitionSpec
 from serve.index.merge import merge_top_k
 from serve.index.plan import FLAT
 from serve.index.shard import Shard
+from serve.index.vectors import map_rows
 
 PLACES = 100  # recall is measured up to here
 TARGET_PLACES = 10
@@ -65,7 +66,11 @@ def measure_partition(
     faiss.omp_set_num_threads(threads)
     shards = {shard.path: Shard.open(folder / shard.path, first, dim) for shard in partition.shards}
     exact_QK = merged(
-        queries, {path: exact_search(queries.embeddings_QD, s.vectors_ND, PLACES + 1) for path, s in shards.items()}
+        queries,
+        {
+            shard.path: exact_search(queries.embeddings_QD, map_rows(vectors_path(folder, shard), np.float16, dim), PLACES + 1)
+            for shard in partition.shards
+        },
     )
     if partition.factory == FLAT:
         return PartitionRecall(first, exact_QK, exact_QK)

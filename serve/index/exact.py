@@ -1,9 +1,10 @@
 """Exact cosine of queries against stored vectors: what small partitions are searched with and what the index is measured against.
 
-Letters: N stored vectors, D width, Q queries, K neighbours. Stored vectors are fp16, unit length up to rounding.
+Letters: N stored vectors, D width, Q queries, K neighbours. Stored vectors are of unit length up to rounding.
 """
 
 from collections.abc import Iterator
+from typing import Protocol
 
 import numpy as np
 
@@ -11,21 +12,29 @@ CHUNK_ROWS = 65_536  # 64 MB of float32 at D = 256
 NONE_SCORE = np.float32(-np.inf)  # of a place that no row took; its row is -1
 
 
+class Rows(Protocol):
+    """(N, D) vectors of any float type that decode a slice at a time: an array, or `vectors.StoredVectors`."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, rows: slice) -> np.ndarray: ...
+
+
 def cosines(queries_QD: np.ndarray, vectors_ND: np.ndarray) -> np.ndarray:
-    """(Q, N) float32 in [-1, 1] of unit-length float32 queries and fp16 vectors, whose rounding is divided out."""
-    vectors_ND = vectors_ND.astype(np.float32)
+    """(Q, N) float32 in [-1, 1] of unit-length float32 queries and stored vectors, whose rounding is divided out."""
+    vectors_ND = vectors_ND.astype(np.float32, copy=False)
     norms_N = np.sqrt(np.einsum("nd,nd->n", vectors_ND, vectors_ND))
     scores: np.ndarray = np.clip(queries_QD @ vectors_ND.T / norms_N, -1.0, 1.0)
     return scores
 
 
-def scan(queries_QD: np.ndarray, vectors_ND: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+def scan(queries_QD: np.ndarray, vectors_ND: Rows) -> Iterator[tuple[int, np.ndarray]]:
     """First row and (Q, chunk) cosines of one chunk of rows after the other."""
     for start in range(0, len(vectors_ND), CHUNK_ROWS):
         yield start, cosines(queries_QD, vectors_ND[start : start + CHUNK_ROWS])
 
 
-def exact_search(queries_QD: np.ndarray, vectors_ND: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+def exact_search(queries_QD: np.ndarray, vectors_ND: Rows, k: int) -> tuple[np.ndarray, np.ndarray]:
     """The k nearest rows of each query: (Q, k) float32 scores, best first, and (Q, k) int64 rows; -inf and -1 where N < k."""
     queries = len(queries_QD)
     scores_QK = np.full((queries, k), NONE_SCORE, np.float32)

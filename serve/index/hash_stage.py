@@ -38,7 +38,7 @@ class HashStage:
             raise ReleaseError(f"release {manifest.release_id} has hashes {kind}, this code makes {(HASH_KIND, HASH_VERSION)}")
         self.exit = manifest.hash.exit
         self.shards = shards
-        self.tables = [HashTable(opened.shard.hashes_M32) for opened in shards]
+        self.tables = [HashTable.open(opened.shard.folder, opened.shard.hashes_M32) for opened in shards]
 
     @classmethod
     def open(cls, folder: Path, manifest: Manifest, shards: Collection[str] | None = None) -> Self:

@@ -14,9 +14,10 @@ from typing import Annotated
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from serve.index.hash_exit import HashExit
+from serve.index.spec import VectorKind
 
 MANIFEST_NAME = "manifest.json"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 
 
 class ReleaseError(ValueError):
@@ -62,6 +63,7 @@ class PartitionSpec(Part):
     """How the shards of one partition are searched."""
 
     factory: str = Field(description="FAISS factory string; 'Flat' = exact scan of the stored vectors")
+    vectors: VectorKind = Field("fp16", description="stored vectors that candidates are re-scored with")
     nprobe: int = Field(1, ge=1)
     refine_factor: int = Field(10, ge=1, description="candidates a result that are re-scored exactly")
     metric: str = Field("cosine", pattern="^cosine$")

@@ -22,9 +22,31 @@ def merge_top_k(scores_SQK: np.ndarray, rows_SQK: np.ndarray, k: int) -> tuple[n
     return best_k(scores_QN, rows_QN, k)
 
 
-def best_per_product(scores_N: np.ndarray, products_N: np.ndarray, k: int) -> np.ndarray:
-    """Places of the best candidate of each of the k best products, best first; equal scores in the order of their places."""
-    order = np.argsort(-scores_N, kind="stable")
-    _, first = np.unique(products_N[order], return_index=True)
-    places: np.ndarray = order[np.sort(first)[:k]]
-    return places
+def distinct_top_k(
+    scores_QN: np.ndarray, rows_QN: np.ndarray, product_of_row: np.ndarray, k: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The best row of each of the k best products: (Q, k) scores, best first, and (Q, k) rows; -inf and -1 where there are fewer.
+
+    Each query's N candidates come best first; row -1 = none. `product_of_row`: product number of every row of the shard.
+    """
+    queries = len(rows_QN)
+    scores_Qk = np.full((queries, k), NONE_SCORE, np.float32)
+    rows_Qk = np.full((queries, k), -1, np.int64)
+    todo = np.arange(queries)
+    for width in (2 * k, rows_QN.shape[1]):  # most queries are full after the first few
+        rows = rows_QN[todo, :width]
+        products = np.where(rows >= 0, product_of_row[rows], -1) if len(product_of_row) else np.full(rows.shape, -1)
+        order = np.argsort(products, axis=1, kind="stable")  # of one product the first is the best
+        ordered = np.take_along_axis(products, order, 1)
+        is_first = ordered >= 0
+        is_first[:, 1:] &= ordered[:, 1:] != ordered[:, :-1]
+        kept = np.zeros(rows.shape, bool)
+        np.put_along_axis(kept, order, is_first, 1)
+        place = kept.cumsum(axis=1) - 1
+        at_q, at_n = np.nonzero(kept & (place < k))
+        scores_Qk[todo[at_q], place[at_q, at_n]] = scores_QN[todo[at_q], at_n]
+        rows_Qk[todo[at_q], place[at_q, at_n]] = rows[at_q, at_n]
+        todo = todo[place[:, -1] + 1 < k] if rows.shape[1] else todo
+        if not todo.size or width >= rows_QN.shape[1]:
+            break
+    return scores_Qk, rows_Qk

@@ -1,98 +1,140 @@
-"""How a partition is indexed, by rule, and the empty trained index (the template) that its shards are filled into.
+"""How a partition is indexed, by rule. Every rule gives way to the setting of the same name.
 
 Rules (N rows of one shard, D width):
   under index.flat_below_rows  no index: an exact scan of the stored vectors is faster than what refinement costs
+  kind       ivf_pq4: with re-scoring the best of those measured at 1M x 256 (recall@10 0.975 at 22.5k queries/s on one core);
+             ivf_rabitq is 1.09x as fast on easy queries, 0.86x on hard ones; ivf_pq8 without re-scoring is the smallest and
+             never passes recall 0.88 there; ivf_sq8 needs no re-scoring; lsh is for comparison and for tiny devices
   nlist      4 * sqrt(N), the low end of FAISS's guideline (4..16 * sqrt(N)), a power of two, with at least 39 training rows a
              centroid (FAISS warns below 39; 32 were measured to be enough)
-  code       PQ with D/4 sub-quantizers of 4 bits, fast-scan: with exact refinement the best of those measured at 1M x 256
-             (recall@10 0.975 at 22.5k queries/s on one core; PQ64 without refinement never passes 0.88)
+  code       PQ with D/4 sub-quantizers, of 4 bits in ivf_pq4 and 8 in ivf_pq8; fewer where max_ram_bytes says so
   OPQ        10 iterations: 50, the library's default, cost 5x and gained nothing
   coarse     HNSW above 16,384 lists (1.13x at low nprobe, 0.82x on hard queries at 4,096: not before)
+  vectors    flat fp16; re-scored kinds sq8, one byte a dimension (recall is lost by the codes, not by it); else none
   nprobe     chosen by evaluate_index from powers of two
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
-import faiss
-import numpy as np
-
-from serve.index.spec import IndexConfig
+from serve.index.spec import IndexConfig, IndexKind, VectorKind
 
 FLAT = "Flat"
 POINTS_PER_CENTROID = 39
-OPQ_ITERATIONS = 10
-HNSW_LISTS = 16_384
-SUB_BITS = 4
+CHUNK_RAM_BYTES = 300_000_000  # of the libraries and of one chunk of float32 rows, besides what grows with the shard
+KEY_BYTES = 450  # of a row's ids, URI and box while a shard is written
+RECORD_BYTES = 250  # of a row's part in products.arrow, images.arrow, rows.arrow, hashes and colours
 SUB_DIM = 4
+ID_BYTES = 8
+CODE_BITS = {"ivf_pq4": 4, "ivf_pq8": 8}
+REFINED = ("ivf_pq4", "ivf_rabitq", "lsh")
+VECTOR_BYTES = {"fp16": 2, "sq8": 1, "none": 0}  # a dimension
 
 
 @dataclass(frozen=True)
 class IndexPlan:
     """What one partition gets."""
 
+    kind: IndexKind
     factory: str  # FAISS factory string, or "Flat"
-    nlist: int  # 1 for flat
-    code_bytes: int  # of one row in the index, besides its 8-byte id; 0 for flat
+    vectors: VectorKind
+    nlist: int  # 1 where there are no lists
+    code_bytes: int  # of one row in the index, besides its id; 0 for flat
     train_rows: int  # most rows of the training sample; 0 for flat
     nprobes: tuple[int, ...]  # to choose from, ascending
 
     @property
     def is_flat(self) -> bool:
-        return self.factory == FLAT
+        return self.kind == "flat"
+
+    @property
+    def ram_bytes(self) -> int:
+        """Of one row: what every search goes through, its code and its id."""
+        return 0 if self.is_flat else self.code_bytes + (ID_BYTES if self.nlist > 1 else 0)
 
 
-def plan_index(num_rows: int, dim: int, config: IndexConfig) -> IndexPlan:
-    """The plan of a partition whose largest shard has `num_rows` rows of `dim` floats. Raises ValueError for an impossible PQ."""
-    too_small = num_rows < 2**SUB_BITS * POINTS_PER_CENTROID  # to train the code
-    if config.kind == "flat" or too_small or (config.kind == "auto" and num_rows < config.flat_below_rows):
-        return IndexPlan(FLAT, 1, 0, 0, (1,))
-    sub_quantizers = config.pq_bytes * 8 // SUB_BITS or sub_quantizers_of(dim)
-    if dim % sub_quantizers:
-        raise ValueError(f"index.pq_bytes={config.pq_bytes}: {sub_quantizers} sub-quantizers do not divide the width {dim}")
-    by_training = min(num_rows, config.train_rows) // POINTS_PER_CENTROID
+def plan_index(num_rows: int, dim: int, config: IndexConfig, ram_bytes: float = math.inf) -> IndexPlan:
+    """The plan of a partition whose largest shard has `num_rows` rows of `dim` floats, at most `ram_bytes` of RAM a row.
+
+    Raises ValueError for what cannot be: a code that does not divide the width, or that no rule makes small enough.
+    """
+    kind = kind_of(num_rows, config)
+    vectors = vectors_of(kind, config)
+    if kind == "flat":
+        return IndexPlan("flat", FLAT, vectors, 1, 0, 0, (1,))
+    if kind == "lsh":
+        bits = config.lsh_bits or 8 * dim
+        if bits % 8:
+            raise ValueError(f"index.lsh_bits={bits}: not a multiple of 8")
+        return IndexPlan(kind, f"LSH{bits}", vectors, 1, bits // 8, config.train_rows, (1,))
+    nlist = nlist_of(num_rows, config)
+    code, code_bytes = code_of(kind, dim, config, ram_bytes - ID_BYTES)
+    coarse = f"IVF{nlist}_HNSW32" if nlist > config.hnsw_lists else f"IVF{nlist}"
+    nprobes = (*(2**i for i in range(nlist.bit_length()) if 2**i < nlist), nlist)
+    return IndexPlan(kind, code.format(coarse=coarse), vectors, nlist, code_bytes, config.train_rows, nprobes)
+
+
+def kind_of(num_rows: int, config: IndexConfig) -> IndexKind:
+    """The kind for so many rows. What cannot be trained on them is flat."""
+    if config.kind == "auto":
+        return "flat" if num_rows < max(config.flat_below_rows, 2 ** CODE_BITS["ivf_pq4"] * POINTS_PER_CENTROID) else "ivf_pq4"
+    least = 1 if config.kind in ("flat", "lsh") else POINTS_PER_CENTROID * 2 ** CODE_BITS.get(config.kind, 4)
+    return config.kind if num_rows >= least else "flat"
+
+
+def vectors_of(kind: IndexKind, config: IndexConfig) -> VectorKind:
+    """What is stored beside the codes."""
+    if kind == "flat":
+        return "sq8" if config.vectors == "sq8" else "fp16"
+    if config.vectors != "auto":
+        return config.vectors
+    return "sq8" if kind in REFINED else "none"
+
+
+def nlist_of(num_rows: int, config: IndexConfig) -> int:
+    """Number of lists."""
+    by_training = max(min(num_rows, config.train_rows) // POINTS_PER_CENTROID, 1)
     wanted = config.nlist or 2 ** round(math.log2(4 * math.sqrt(num_rows)))
-    nlist = wanted if wanted <= by_training else 2 ** int(math.log2(by_training))
-    coarse = f"IVF{nlist}_HNSW32" if nlist > HNSW_LISTS else f"IVF{nlist}"
-    rotation = f"OPQ{sub_quantizers}," if config.opq else ""
-    return IndexPlan(
-        factory=f"{rotation}{coarse},PQ{sub_quantizers}x{SUB_BITS}fs",
-        nlist=nlist,
-        code_bytes=sub_quantizers * SUB_BITS // 8,
-        train_rows=config.train_rows,
-        nprobes=(*(2**i for i in range(nlist.bit_length()) if 2**i < nlist), nlist),
-    )
+    return wanted if wanted <= by_training else 2 ** int(math.log2(by_training))
 
 
-def sub_quantizers_of(dim: int) -> int:
-    """The even divisor of `dim` nearest to one sub-quantizer every 4 dimensions."""
-    even = [m for m in range(2, dim + 1, 2) if dim % m == 0]
-    return min(even, key=lambda m: abs(m - dim / SUB_DIM)) if even else dim
+def code_of(kind: IndexKind, dim: int, config: IndexConfig, most_bytes: float) -> tuple[str, int]:
+    """Factory string with a place for the lists, and bytes of one code."""
+    if kind == "ivf_sq8":
+        return within("{coarse},SQ8", dim, most_bytes)
+    if kind == "ivf_rabitq":
+        return within(f"RR{dim},{{coarse}},RaBitQfs", -(-dim // 8) + 8, most_bytes)  # a bit a dimension, two factors
+    bits = CODE_BITS[kind]
+    num = config.pq_bytes * 8 // bits or sub_quantizers_of(dim, int(min(most_bytes * 8 / bits, dim / SUB_DIM)))
+    if not num or dim % num:
+        raise ValueError(f"index.pq_bytes={config.pq_bytes}: {num} sub-quantizers do not divide the width {dim}")
+    rotation = f"OPQ{num}," if config.opq else ""
+    return within(f"{rotation}{{coarse}},PQ{num}x{bits}{'fs' if bits == 4 else ''}", -(-num * bits // 8), most_bytes)
 
 
-def train_template(plan: IndexPlan, vectors_ND: np.ndarray, seed: int) -> bytes:
-    """The trained, empty index of `plan` as FAISS writes it; `vectors_ND` is the float32 training sample."""
-    dim = vectors_ND.shape[1]
-    index: Any = faiss.index_factory(dim, plan.factory, faiss.METRIC_INNER_PRODUCT)
-    if plan.factory.startswith("OPQ"):
-        rotation: Any = faiss.downcast_VectorTransform(index.chain.at(0))
-        rotation.niter = OPQ_ITERATIONS
-        # Rotated for the codes the index really has; left alone, OPQ trains 8-bit codes: 7 times the time, the same recall.
-        codes = faiss.ProductQuantizer(dim, plan.code_bytes * 8 // SUB_BITS, SUB_BITS)
-        rotation.pq = codes  # `codes` must outlive the training: FAISS keeps a bare pointer
-    faiss.extract_index_ivf(index).cp.seed = seed
-    index.train(np.ascontiguousarray(vectors_ND, np.float32))
-    return bytes(faiss.serialize_index(index))
+def within(code: str, code_bytes: int, most_bytes: float) -> tuple[str, int]:
+    """The code, where it is small enough."""
+    if code_bytes > most_bytes:
+        raise ValueError(
+            f"index.max_ram_bytes leaves {max(most_bytes, 0):.1f} bytes for a code of {code_bytes}: raise it, spread the shards "
+            "over more machines, or take index.kind=ivf_pq4 with smaller index.pq_bytes"
+        )
+    return code, code_bytes
 
 
-def fill(template: bytes, vectors_ND: np.ndarray, progress: Callable[[int], None] | None = None) -> faiss.Index:
-    """`template` with every row added, row number = FAISS id; converted from fp16 a chunk at a time."""
-    index = faiss.deserialize_index(np.frombuffer(template, np.uint8))
-    for start in range(0, len(vectors_ND), 65_536):
-        chunk = np.ascontiguousarray(vectors_ND[start : start + 65_536], np.float32)
-        index.add(chunk)
-        if progress:
-            progress(len(chunk))
-    return index
+def sub_quantizers_of(dim: int, most: int) -> int:
+    """The even divisor of `dim` nearest to `most` from below; the smallest there is where none is."""
+    even = [m for m in range(2, dim + 1, 2) if dim % m == 0] or [dim]
+    return max([m for m in even if m <= most], default=min(even))
+
+
+def build_ram_bytes(plan: IndexPlan, num_rows: int, dim: int) -> int:
+    """About what the process needs that builds a shard: codes and keys; vectors pass through a chunk at a time."""
+    lists = plan.nlist * dim * 4 + plan.nlist * 32 * plan.ram_bytes  # centroids; fast-scan fills the last block of each list
+    return CHUNK_RAM_BYTES + lists + num_rows * (plan.ram_bytes + KEY_BYTES)
+
+
+def disk_bytes(plan: IndexPlan, num_rows: int, dim: int) -> int:
+    """About what a shard takes on disk while it is written: itself, and once more its vectors as fp16."""
+    stored = plan.ram_bytes + VECTOR_BYTES[plan.vectors] * dim + RECORD_BYTES
+    return plan.nlist * dim * 4 + num_rows * (stored + 2 * dim)

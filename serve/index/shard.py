@@ -1,13 +1,14 @@
 """One shard: its vectors, its index and its records, opened from disk without being read into memory.
 
-    vectors.f16   (N, D) little-endian fp16: exact re-scoring, and the stored embeddings
-    hashes.u8     (M, 32) and colours.u8 (M, 48): of the M photos of images.arrow
+    vectors.*     exact re-scoring, and the stored embeddings; see serve.index.vectors
+    hashes.u8     (M, 32) and colours.u8 (M, 48): of the M photos of images.arrow; hashes.mih: see serve.index.hash_table
     index.faiss   candidates for re-scoring; missing in a flat partition
     *.arrow       see serve.index.records
 
-Letters: N rows, D width, Q queries, K neighbours, P products, M photos.
+Letters: N rows, D width, Q queries, K neighbours, F candidates, P products, M photos.
 """
 
+import math
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,30 +19,21 @@ import numpy as np
 
 from serve.index.exact import CHUNK_ROWS, NONE_SCORE, cosines, exact_search, scan
 from serve.index.manifest import Manifest, PartitionSpec, ReleaseError
-from serve.index.merge import best_per_product
+from serve.index.merge import distinct_top_k
 from serve.index.plan import FLAT
 from serve.index.records import Records
+from serve.index.tombstones import Tombstones
+from serve.index.vectors import StoredVectors, map_rows
 from serve.vision.hash import COLOUR_BYTES, HASH_BYTES
 
 FAISS: Any = faiss  # its type stubs lack the keyword arguments of search parameters
 INDEX_FILE = "index.faiss"
-VECTORS_FILE = "vectors.f16"
 HASHES_FILE = "hashes.u8"
 COLOURS_FILE = "colours.u8"
 NORM_TOLERANCE = 0.01  # of a stored unit vector; fp16 rounding moves it by less than 0.001
 WIDEN = 4  # each further look fetches so many times more
 FLAT_BLOCK = 2**24  # scores held at once by an exact scan
-
-
-def map_rows(path: Path, dtype: type, width: int) -> np.ndarray:
-    """The (N, width) array in a raw file, memory-mapped read-only. Raises ReleaseError where its size does not fit."""
-    row_bytes = np.dtype(dtype).itemsize * width
-    size = path.stat().st_size if path.is_file() else -1
-    if size < 0 or size % row_bytes:
-        raise ReleaseError(f"{path}: {'missing' if size < 0 else f'{size} bytes are no rows of {row_bytes}'}; build it again")
-    if size == 0:
-        return np.empty((0, width), dtype)
-    return np.memmap(path, dtype, mode="r", shape=(size // row_bytes, width))
+SCAN_ROWS = 2_048  # rows that a filter leaves: so few are scored exactly, in less time than lists are looked at
 
 
 def check_vectors(vectors_ND: np.ndarray, dim: int, what: str) -> None:
@@ -59,21 +51,30 @@ def check_vectors(vectors_ND: np.ndarray, dim: int, what: str) -> None:
 
 
 class Shard:
-    """An open shard."""
+    """An open shard. Searching is safe from several threads; each sets its own number of OpenMP threads."""
 
     def __init__(self, folder: Path, spec: PartitionSpec, dim: int) -> None:
-        self.spec, self.dim = spec, dim
+        self.folder, self.spec, self.dim = folder, spec, dim
         self.records = Records(folder)
-        self.vectors_ND = map_rows(folder / VECTORS_FILE, np.float16, dim)
+        self.vectors_ND = StoredVectors(folder, spec.vectors, dim) if spec.vectors != "none" else None
         self.hashes_M32 = map_rows(folder / HASHES_FILE, np.uint8, HASH_BYTES)
         self.colours_M48 = map_rows(folder / COLOURS_FILE, np.uint8, COLOUR_BYTES)
-        self.index = None if spec.factory == FLAT else open_index(folder / INDEX_FILE)
-        rows = {len(self.vectors_ND), self.records.num_rows} | ({self.index.ntotal} if self.index is not None else set())
+        self.index: Any = None if spec.factory == FLAT else open_index(folder / INDEX_FILE)
+        rows = {self.records.num_rows}
+        rows |= {len(self.vectors_ND)} if self.vectors_ND is not None else set()
+        rows |= {self.index.ntotal} if self.index is not None else set()
         photos = {len(self.hashes_M32), len(self.colours_M48), self.records.images.num_rows}
         if len(rows) > 1 or len(photos) > 1:
             raise ReleaseError(f"{folder}: its files disagree on the number of rows {rows} or photos {photos}; build it again")
+        self.lists: Any = None if self.index is None else faiss.try_extract_index_ivf(self.index)
+        self.refined: Any = None
+        if self.index is not None and self.vectors_ND is not None:
+            self.refiner, self.norms_N = self.vectors_ND.refiner(), self.vectors_ND.norms()
+            self.index.metric_type = self.refiner.metric_type  # LSH codes know no metric
+            self.refined = faiss.IndexRefine(self.index, self.refiner)
         # First row of each product: rows are sorted by product, and every product has at least one.
         self.starts_P = np.searchsorted(self.records.product_of_row_R, np.arange(self.records.num_products))
+        self.tombstones = Tombstones(self.records.num_products)
 
     @classmethod
     def open(cls, folder: Path, spec: PartitionSpec, dim: int) -> "Shard":
@@ -87,36 +88,36 @@ class Shard:
 
     @property
     def num_rows(self) -> int:
-        return len(self.vectors_ND)
+        return self.records.num_rows
 
     def embedding(self, row: int) -> np.ndarray:
-        """(D,) float32 of unit length."""
-        vector = np.asarray(self.vectors_ND[row], np.float32)
+        """(D,) float32 of unit length; from its code where no vectors are stored."""
+        if self.vectors_ND is None and self.lists is not None and self.lists.direct_map.no():
+            self.lists.make_direct_map()  # 8 bytes a row, once
+        vector = np.asarray(self.index.reconstruct(row) if self.vectors_ND is None else self.vectors_ND[row], np.float32)
         return np.asarray(vector / np.linalg.norm(vector))
 
     def search(self, queries_QD: np.ndarray, k: int, nprobe: int | None = None) -> tuple[np.ndarray, np.ndarray]:
         """The k nearest crops: (Q, k) float32 cosines, exact after refinement, best first, and (Q, k) int64 rows (-1 = none)."""
         if self.index is None:
+            assert self.vectors_ND is not None
             return exact_search(queries_QD, self.vectors_ND, k)
-        scores_QK = np.full((len(queries_QD), k), NONE_SCORE, np.float32)
-        rows_QK = np.full((len(queries_QD), k), -1, np.int64)
-        found_QF = self._candidates(queries_QD, k * self.spec.refine_factor, nprobe or self.spec.nprobe, None)
-        for q, found_F in enumerate(found_QF):
-            scores, rows = self._refine(queries_QD[q], found_F)
-            best = np.argsort(-scores, kind="stable")[:k]
-            scores_QK[q, : len(best)], rows_QK[q, : len(best)] = scores[best], rows[best]
-        return scores_QK, rows_QK
+        scores_QF, rows_QF = self._candidates(queries_QD, k, k * self.spec.refine_factor, nprobe or self.spec.nprobe, None)
+        missing = ((0, 0), (0, k - rows_QF.shape[1]))  # of a k larger than the shard
+        return np.pad(scores_QF, missing, constant_values=NONE_SCORE), np.pad(rows_QF, missing, constant_values=-1)
 
     def search_products(
-        self, queries_QD: np.ndarray, k: int, allowed_P: np.ndarray | None = None
+        self, queries_QD: np.ndarray, k: int, allowed_P: np.ndarray | None = None, nprobe: int | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
         """The k nearest distinct products by their best crop: (Q, k) cosines, best first, and (Q, k) rows of those crops.
 
-        `allowed_P`: bool, which products may come back. Fewer than k (-inf and -1 in their place) only where the shard has
-        no more of them: the index is asked for more candidates, from more lists, until there are k or everything was seen.
+        `allowed_P`: bool, which products may come back; deleted ones never do. Fewer than k (-inf and -1 in their place) only
+        where the shard has no more of them: the index is asked for more candidates, from more lists, until there are k or
+        everything was seen. The fewer a filter leaves, the more lists are looked at from the start.
         """
         scores_QK = np.full((len(queries_QD), k), NONE_SCORE, np.float32)
         rows_QK = np.full((len(queries_QD), k), -1, np.int64)
+        allowed_P = self.tombstones.without_deleted(allowed_P)
         num_products = self.records.num_products if allowed_P is None else int(allowed_P.sum())
         if num_products == 0:
             return scores_QK, rows_QK
@@ -128,20 +129,18 @@ class Shard:
             return scores_QK, rows_QK
         selected = None if allowed_P is None else allowed_P[self.records.product_of_row_R]
         num_rows = self.num_rows if selected is None else int(selected.sum())
-        fetch, nprobe = k * self.spec.refine_factor, self.spec.nprobe
+        fetch, nprobe = widened(k * self.spec.refine_factor, nprobe or self.spec.nprobe, num_rows / self.num_rows)
         todo = np.arange(len(queries_QD))
         while todo.size:
-            everything = fetch >= num_rows
-            found_QF = self._candidates(queries_QD[todo], fetch, nprobe, selected) if not everything else None
-            left = []
-            for place, q in enumerate(todo):
-                found_F = self._selected(selected) if found_QF is None else found_QF[place]
-                scores, rows = self._refine(queries_QD[q], found_F)
-                best = best_per_product(scores, self.records.product_of_row_R[rows], k)
-                scores_QK[q, : len(best)], rows_QK[q, : len(best)] = scores[best], rows[best]
-                if len(best) < min(k, num_products) and not everything:
-                    left.append(q)
-            todo = np.array(left, np.int64)
+            everything = num_rows <= max(fetch, SCAN_ROWS if selected is not None else 0)
+            if everything:
+                scores_QF, found_QF = self._all(queries_QD[todo], selected, num_rows)
+            else:
+                scores_QF, found_QF = self._candidates(queries_QD[todo], fetch, fetch, nprobe, selected)
+            scores_QK[todo], rows_QK[todo] = distinct_top_k(scores_QF, found_QF, self.records.product_of_row_R, k)
+            if everything:
+                break
+            todo = todo[(rows_QK[todo] >= 0).sum(axis=1) < min(k, num_products)]
             fetch, nprobe = fetch * WIDEN, nprobe * WIDEN
         return scores_QK, rows_QK
 
@@ -149,6 +148,7 @@ class Shard:
         self, queries_QD: np.ndarray, allowed_P: np.ndarray | None, scores_QK: np.ndarray, rows_QK: np.ndarray
     ) -> None:
         """Exact: every crop is scored, the best one of each product kept. Fills `scores_QK` and `rows_QK`."""
+        assert self.vectors_ND is not None
         scores_QN = np.concatenate([chunk for _, chunk in scan(queries_QD, self.vectors_ND)], axis=1)
         best_QP = np.maximum.reduceat(scores_QN, self.starts_P, axis=1)
         products = np.arange(best_QP.shape[1]) if allowed_P is None else np.flatnonzero(allowed_P)
@@ -158,27 +158,63 @@ class Shard:
             scores_QK[q, : len(chosen)] = best_P[chosen]
             rows_QK[q, : len(chosen)] = [self.starts_P[p] + scores_QN[q, self.starts_P[p] : ends[p]].argmax() for p in chosen]
 
-    def _candidates(self, queries_QD: np.ndarray, fetch: int, nprobe: int, selected: np.ndarray | None) -> np.ndarray:
-        """(Q, fetch) rows that look near by their codes, -1 = none."""
-        assert self.index is not None
-        fetch = min(fetch, self.num_rows)
-        options: dict[str, Any] = {"nprobe": min(nprobe, faiss.extract_index_ivf(self.index).nlist)}
+    def _candidates(
+        self, queries_QD: np.ndarray, keep: int, fetch: int, nprobe: int, selected: np.ndarray | None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The best `keep` of `fetch` rows that look near by their codes, re-scored: (Q, keep) cosines and rows, best first."""
+        fetch = min(max(fetch, keep), self.num_rows)
+        keep = min(keep, fetch)
+        params = self._params(nprobe, selected)
+        if self.refined is None:
+            scores_QF, rows_QF = self.index.search(queries_QD, keep, params=params)
+            scores_QF = self._cosines_of_codes(scores_QF)
+        else:
+            both = FAISS.IndexRefineSearchParameters(k_factor=fetch / keep, base_index_params=params)
+            scores_QF, rows_QF = self.refined.search(queries_QD, keep, params=both)
+            scores_QF = np.where(rows_QF >= 0, scores_QF, 0.0) / self.norms_N[rows_QF]
+        if selected is not None and self.lists is None:
+            rows_QF = np.where(selected[rows_QF], rows_QF, -1)  # these codes take no filter
+        scores_QF = np.where(rows_QF >= 0, np.clip(scores_QF, -1.0, 1.0), NONE_SCORE)
+        order = np.argsort(-scores_QF, axis=1, kind="stable")
+        return np.take_along_axis(scores_QF, order, 1), np.take_along_axis(rows_QF, order, 1)
+
+    def _params(self, nprobe: int, selected: np.ndarray | None) -> Any:
+        """FAISS's parameters of one search; none where there are no lists."""
+        if self.lists is None:
+            return None
+        options: dict[str, Any] = {"nprobe": min(nprobe, self.lists.nlist)}
         if selected is not None:
             options["sel"] = FAISS.IDSelectorBitmap(np.packbits(selected, bitorder="little"))
         params = FAISS.SearchParametersIVF(**options)
-        if isinstance(self.index, faiss.IndexPreTransform):
-            params = FAISS.SearchParametersPreTransform(index_params=params)
-        _, rows_QF = self.index.search(queries_QD, fetch, params=params)
-        return np.asarray(rows_QF)
+        return (
+            FAISS.SearchParametersPreTransform(index_params=params) if isinstance(self.index, faiss.IndexPreTransform) else params
+        )
 
-    def _refine(self, query_D: np.ndarray, found_F: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Exact cosines of the found rows, and those rows, ascending: neighbours on disk are read together."""
-        rows = np.sort(found_F[found_F >= 0])
-        return cosines(query_D[None], self.vectors_ND[rows])[0], rows
+    def _cosines_of_codes(self, scores_QF: np.ndarray) -> np.ndarray:
+        """What the codes say about the cosine."""
+        if self.lists is None:  # of differing signs of random projections: their share is the angle
+            return np.asarray(np.cos(np.pi * scores_QF / self.index.nbits))
+        return scores_QF
 
-    def _selected(self, selected: np.ndarray | None) -> np.ndarray:
-        """Every row that may come back."""
-        return np.arange(self.num_rows) if selected is None else np.flatnonzero(selected)
+    def _all(self, queries_QD: np.ndarray, selected: np.ndarray | None, num_rows: int) -> tuple[np.ndarray, np.ndarray]:
+        """Every row that may come back, scored by its stored vector, or by its code where there is none."""
+        if self.vectors_ND is None:
+            return self._candidates(queries_QD, num_rows, num_rows, self.lists.nlist if self.lists else 1, selected)
+        rows = np.arange(self.num_rows) if selected is None else np.flatnonzero(selected)
+        scores_QN = np.concatenate(
+            [cosines(queries_QD, self.vectors_ND[rows[i : i + CHUNK_ROWS]]) for i in range(0, len(rows), CHUNK_ROWS)], axis=1
+        )
+        order = np.argsort(-scores_QN, axis=1, kind="stable")
+        return np.take_along_axis(scores_QN, order, 1), rows[order]
+
+
+def widened(fetch: int, nprobe: int, selected_frac: float) -> tuple[int, int]:
+    """Candidates to re-score, and lists to look at, where only a share of the rows may come back.
+
+    The nearest of those are farther away, where codes tell less, and lie in farther lists. What this keeps of the recall at 50,
+    10 and 1 % of the rows is measured by evaluate_index.
+    """
+    return math.ceil(fetch / selected_frac), math.ceil(nprobe / math.sqrt(selected_frac))
 
 
 def open_index(path: Path) -> faiss.Index:

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from serve.index.exact import NONE_SCORE, best_k, exact_search
-from serve.index.merge import best_per_product, merge_top_k
+from serve.index.merge import distinct_top_k, merge_top_k
 
 SCORES = st.integers(-50, 50).map(lambda n: np.float32(n / 50))
 
@@ -28,17 +28,24 @@ def test_merge_top_k(data: st.DataObject, shards: int, queries: int, neighbours:
         assert (rows_Qk[q, num:] == -1).all() and (scores_Qk[q, num:] == NONE_SCORE).all()
 
 
-@given(st.lists(st.tuples(SCORES, st.integers(0, 5)), max_size=30), st.integers(1, 8))
-def test_best_per_product(candidates: list[tuple[np.float32, int]], k: int) -> None:
-    scores = np.array([score for score, _ in candidates], np.float32)
-    products = np.array([product for _, product in candidates], np.int64)
-    places = best_per_product(scores, products, k)
-    best: dict[int, float] = {}
-    for score, product in candidates:
-        best[product] = max(best.get(product, -2.0), float(score))
-    assert scores[places].tolist() == sorted(best.values(), reverse=True)[:k]
-    assert len(set(products[places])) == len(places) == min(k, len(best))
-    assert all(scores[place] == np.float32(best[products[place]]) for place in places)
+@settings(deadline=None)
+@given(st.data(), st.integers(1, 4), st.integers(0, 30), st.integers(1, 8))
+def test_distinct_top_k(data: st.DataObject, queries: int, candidates: int, k: int) -> None:
+    """The best row of each product, in order, none twice; -1 only where there is no further product."""
+    product_of_row = data.draw(arrays(np.int32, 40, elements=st.integers(0, 6)))
+    scores_QN = -np.sort(-data.draw(arrays(np.float32, (queries, candidates), elements=SCORES)), axis=1)
+    rows_QN = np.stack([np.random.default_rng(q).permutation(40)[:candidates] for q in range(queries)])
+    rows_QN = np.where(data.draw(arrays(bool, rows_QN.shape)), rows_QN, -1)
+    scores_Qk, rows_Qk = distinct_top_k(scores_QN, rows_QN, product_of_row, k)
+    for q in range(queries):
+        best: dict[int, float] = {}
+        for score, row in zip(scores_QN[q], rows_QN[q], strict=True):
+            if row >= 0:
+                best.setdefault(int(product_of_row[row]), float(score))
+        wanted = sorted(best.values(), reverse=True)[:k]
+        num = len(wanted)
+        assert scores_Qk[q, :num].tolist() == wanted and len(set(product_of_row[rows_Qk[q, :num]])) == num
+        assert (rows_Qk[q, num:] == -1).all() and (scores_Qk[q, num:] == NONE_SCORE).all()
 
 
 @settings(deadline=None)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from serve.index.manifest import MANIFEST_NAME, Manifest, ReleaseError, read_manifest, verify_release
+from serve.index.manifest import FORMAT_VERSION, MANIFEST_NAME, Manifest, ReleaseError, read_manifest, verify_release
 from serve.index.release import Filters, ProductStore, Release, ShardGroup, assign_shards, merge_candidates
 from serve.vision.hash import Fingerprint
 from tests.index.parts import unit, write_release
@@ -44,7 +44,7 @@ def test_search_is_exact_over_shards(release: Release) -> None:
     for query, found in zip(queries(), release.search(queries(), 12), strict=True):
         best: dict[str, float] = {}
         for opened in release.group.shards:
-            vectors = opened.shard.vectors_ND.astype(np.float32)
+            vectors = opened.shard.vectors_ND[:].astype(np.float32)
             cosines = vectors @ query / np.linalg.norm(vectors, axis=1)
             for row, product in enumerate(opened.shard.records.product_of_row_R):
                 product_id = opened.shard.records.product_id(int(product))
@@ -160,6 +160,8 @@ def test_bad_manifests_are_refused(folder: Path, tmp_path: Path) -> None:
         read_manifest(tmp_path)
     with pytest.raises(ReleaseError, match="format_version is 1"):
         read_manifest(changed(folder, tmp_path, format_version=1))
+    with pytest.raises(ReleaseError, match=f"format_version is {FORMAT_VERSION + 1}"):
+        read_manifest(changed(folder, tmp_path, format_version=FORMAT_VERSION + 1))
     with pytest.raises(ReleaseError, match="surprise"):
         read_manifest(changed(folder, tmp_path, surprise=1))
     (tmp_path / MANIFEST_NAME).write_text("{")

@@ -1,33 +1,42 @@
 """Shards: exact, IVF-PQ, distinct products, filters, and what they refuse."""
 
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 import faiss
 import numpy as np
 import pyarrow as pa
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from serve.index.compact import living_rows
 from serve.index.exact import exact_search
 from serve.index.filters import Filters, allowed_products
 from serve.index.manifest import PartitionSpec, ReleaseError
-from serve.index.plan import FLAT, IndexPlan, plan_index, train_template
+from serve.index.plan import FLAT, IndexPlan, plan_index
 from serve.index.shard import Shard
-from serve.index.spec import IndexConfig
+from serve.index.spec import IndexConfig, VectorKind
+from serve.index.template import train_template
+from serve.index.tombstones import Tombstones
 from serve.index.writer import write_shard
 from tests.index.parts import crops_table, products_table, unit
 
 DIM, NUM_ROWS, NUM_PRODUCTS = 32, 20_000, 4_000
 
 
-def spec(factory: str = FLAT, nprobe: int = 1) -> PartitionSpec:
+def spec(factory: str = FLAT, nprobe: int = 1, vectors: VectorKind = "fp16") -> PartitionSpec:
     """Search settings."""
-    return PartitionSpec(factory=factory, nprobe=nprobe, refine_factor=10, metric="cosine")
+    return PartitionSpec(factory=factory, vectors=vectors, nprobe=nprobe, refine_factor=10, metric="cosine")
 
 
-def written(folder: Path, product_ids: list[str], vectors: np.ndarray, template: bytes | None = None) -> Path:
+def written(
+    folder: Path, product_ids: list[str], vectors: np.ndarray, template: bytes | None = None, kind: VectorKind = "fp16"
+) -> Path:
     """A shard on disk."""
     folder.mkdir(exist_ok=True)
-    write_shard(folder, crops_table(product_ids, vectors), products_table(product_ids), vectors.shape[1], template)
+    write_shard(folder, crops_table(product_ids, vectors), products_table(product_ids), vectors.shape[1], template, kind)
     return folder
 
 
@@ -69,9 +78,47 @@ def test_ivf_pq_recall(big: Path, plan: IndexPlan) -> None:
     assert narrow.sum() < scores.sum()
 
 
+KINDS = {  # kind: (stored vectors, floor of recall@10)
+    "ivf_pq4": ("sq8", 0.95),
+    "ivf_rabitq": ("sq8", 0.95),
+    "ivf_sq8": ("none", 0.95),
+    "ivf_pq8": ("none", 0.2),
+    "lsh": ("sq8", 0.9),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind(tmp_path: Path, kind: Any) -> None:
+    """Trained, filled, mapped: the neighbours, their cosines, filters, distinct products, the stored embedding."""
+    faiss.omp_set_num_threads(1)
+    random = np.random.default_rng(3)
+    vectors = unit(np.repeat(random.standard_normal((1000, 64)), 10, axis=0) + 0.6 * random.standard_normal((10_000, 64)))
+    owner = [f"sku-{i // 5:04d}" for i in range(len(vectors))]
+    plan = plan_index(len(vectors), 64, IndexConfig(kind=kind, opq=kind == "ivf_pq4", pq_bytes=4 * (kind == "ivf_pq8")))
+    assert plan.kind == kind and plan.vectors == KINDS[kind][0]
+    template = train_template(plan, vectors.astype(np.float32), 17)
+    folder = written(tmp_path / "s", owner, vectors, template, plan.vectors)
+    bytes_a_row = (folder / "index.faiss").stat().st_size - len(template)
+    assert bytes_a_row / len(vectors) == pytest.approx(plan.ram_bytes, rel=0.35)  # fast-scan rounds each list up to 32 rows
+    shard = Shard.open(folder, spec(plan.factory, 32, plan.vectors), 64)
+    queries = unit(vectors[::100] + 0.05 * random.standard_normal((100, 64))).astype(np.float32)
+    exact_scores, exact_rows = exact_search(queries, vectors, 10)
+    scores, rows = shard.search(queries, 10)
+    recall = np.mean([len(set(found) & set(exact)) / 10 for found, exact in zip(rows, exact_rows, strict=True)])
+    assert recall >= KINDS[kind][1]
+    same = rows == exact_rows
+    np.testing.assert_allclose(scores[same], exact_scores[same], atol=0.01 if kind != "ivf_pq8" else 0.5)
+    np.testing.assert_allclose(shard.embedding(77), vectors[77].astype(np.float32), atol=0.02 if kind != "ivf_pq8" else 0.5)
+    allowed = random.random(shard.records.num_products) < 0.3
+    scores, rows = shard.search_products(queries, 12, allowed)
+    assert (rows >= 0).all() and allowed[shard.records.product_of_row_R[rows]].all()
+    assert all(len(set(found)) == 12 for found in shard.records.product_of_row_R[rows])
+    assert (shard.search(queries[:1], 20_000)[1] >= 0).sum() <= 10_000  # k larger than the shard
+
+
 def test_index_is_mapped_not_read(big: Path, plan: IndexPlan) -> None:
     shard = Shard.open(big, spec(plan.factory), DIM)
-    assert isinstance(shard.vectors_ND, np.memmap)
+    assert isinstance(shard.vectors_ND.codes_NB, np.memmap)
     maps = Path("/proc/self/maps").read_text()
     assert all(str(big / name) in maps for name in ("index.faiss", "vectors.f16", "hashes.u8", "rows.arrow", "products.arrow"))
 
@@ -113,7 +160,7 @@ def test_flat_equals_definition(tmp_path: Path) -> None:
     shard = Shard.open(written(tmp_path / "s", [f"p{p:02d}" for p in owner], vectors), spec(), 16)
     queries = unit(random.standard_normal((5, 16))).astype(np.float32)
     scores, rows = shard.search_products(queries, 7)
-    vectors = shard.vectors_ND.astype(np.float32)
+    vectors = shard.vectors_ND[:].astype(np.float32)
     cosines = queries @ (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).T
     products = shard.records.product_of_row_R
     for q in range(5):
@@ -199,3 +246,72 @@ def test_doubled_rows_and_lost_products_are_refused(tmp_path: Path) -> None:
     no_whole = crops.set_column(crops.column_names.index("crop"), "crop", pa.array([0, 0, 0, 1], pa.int32()))
     with pytest.raises(ReleaseError, match="without crop 0"):
         write_shard(tmp_path / "s", no_whole, products_table(["a1", "a2", "a3"]), 8, None)
+
+
+@settings(deadline=None, max_examples=25)
+@given(data=st.data())
+def test_deleted_products_never_come_back(data: st.DataObject, some: Path, plan: IndexPlan) -> None:
+    """Deletes, saved and loaded, alone and under a filter, by index and by scan; and the compacted shard answers alike."""
+    shard = Shard.open(some, spec(), DIM)
+    num = shard.records.num_products
+    deleted = data.draw(st.sets(st.integers(0, num - 1), max_size=num))
+    shard.tombstones.delete(deleted)
+    path = some.parent / "tombstones.bits"
+    shard.tombstones.save(path)
+    shard.tombstones = Tombstones.load(path, num)
+    assert shard.tombstones.num_deleted == len(deleted)
+    allowed = data.draw(st.none() | st.sets(st.integers(0, num - 1)).map(lambda kept: np.isin(np.arange(num), list(kept))))
+    scores, rows = shard.search_products(queries_of(shard, 3), 8, allowed)
+    wanted = (set(range(num)) if allowed is None else set(np.flatnonzero(allowed).tolist())) - deleted
+    for found in rows:
+        products = shard.records.product_of_row_R[found[found >= 0]].tolist()
+        assert len(products) == len(set(products)) == min(8, len(wanted)) and set(products) <= wanted
+    crops, products = living_rows([shard])
+    with TemporaryDirectory() as temporary:
+        write_shard(Path(temporary), crops, products, DIM, None)
+        compacted = Shard.open(Path(temporary), spec(), DIM)
+        assert compacted.records.num_products == num - len(deleted)
+        if allowed is None:
+            np.testing.assert_allclose(compacted.search_products(queries_of(shard, 3), 8)[0], scores, atol=1e-3)
+
+
+@pytest.fixture(scope="module")
+def some(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A flat shard of 60 rows of 25 products."""
+    random = np.random.default_rng(8)
+    vectors = unit(random.standard_normal((60, DIM)))
+    return written(tmp_path_factory.mktemp("some") / "s", [f"p{n:02d}" for n in random.integers(0, 25, 60)], vectors)
+
+
+def test_deleted_from_an_index(big: Path, plan: IndexPlan) -> None:
+    shard = Shard.open(big, spec(plan.factory, 32), DIM)
+    queries = queries_of(shard, 20)
+    first = shard.records.product_of_row_R[shard.search_products(queries, 3)[1]]
+    shard.tombstones.delete(np.unique(first).tolist())
+    again = shard.records.product_of_row_R[shard.search_products(queries, 3)[1]]
+    assert not set(again.ravel()) & set(first.ravel())
+
+
+def test_two_shards_as_one(tmp_path: Path) -> None:
+    """Merged rows answer as the two did together; photos, hashes and attributes come along."""
+    random = np.random.default_rng(10)
+    vectors = unit(random.standard_normal((40, 8)))
+    parts = [written(tmp_path / str(i), [f"p{i}{n % 7}" for n in range(20)], vectors[20 * i : 20 * i + 20]) for i in range(2)]
+    shards = [Shard.open(part, spec(), 8) for part in parts]
+    crops, products = living_rows(shards)
+    (tmp_path / "one").mkdir()
+    write_shard(tmp_path / "one", crops, products, 8, None)
+    one = Shard.open(tmp_path / "one", spec(), 8)
+    query = unit(random.standard_normal((1, 8))).astype(np.float32)
+    both = np.sort(np.concatenate([shard.search_products(query, 5)[0][0] for shard in shards]))[::-1][:5]
+    np.testing.assert_allclose(one.search_products(query, 5)[0][0], both, atol=1e-3)
+    assert one.records.num_products == 14 and {h.tobytes() for h in one.hashes_M32} == {
+        h.tobytes() for shard in shards for h in shard.hashes_M32
+    }
+
+
+def test_tombstones_of_another_shard_are_refused(tmp_path: Path) -> None:
+    Tombstones(100).save(tmp_path / "t")
+    with pytest.raises(ReleaseError, match="another shard"):
+        Tombstones.load(tmp_path / "t", 9)
+    assert Tombstones.load(tmp_path / "none", 9).num_deleted == 0
