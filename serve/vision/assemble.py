@@ -69,6 +69,8 @@ def write_parts(config: BundleConfig, folder: Path, downloads: Path) -> None:
         raise BundleError("bundle: neither bundle.path nor bundle.encoder is set; name a folder or an encoder")
     if config.name is None:
         raise BundleError("bundle.name is missing: a bundle of parts needs a name")
+    if config.encoder.runtime.network or config.encoder.browser or config.detector.runtime.network:
+        raise BundleError("bundle: INT8 networks are made by jobs.quantize_bundle; name the folder that it wrote in bundle.path")
     encoder = encoder_part(config.encoder, folder, downloads)
     resolved = BundleConfig(
         name=config.name,

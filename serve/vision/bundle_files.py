@@ -41,10 +41,14 @@ def read_config(folder: Path) -> BundleConfig:
 
 
 def files_of(config: BundleConfig) -> list[str]:
-    """Names of the files beside bundle.json that a bundle's config names: weights and the tokenizer."""
+    """Names of the files beside bundle.json that a bundle's config names: weights, the tokenizer, INT8 networks."""
     parts = (config.encoder, config.detector, config.text, config.categories)
-    names = [part.weights for part in parts if part is not None and part.weights is not None]
-    return [*names, config.text.tokenizer] if config.text is not None and config.text.tokenizer is not None else names
+    names = [part.weights for part in parts if part is not None]
+    names += [config.text.tokenizer] if config.text is not None else []
+    names += [config.detector.runtime.network]
+    if config.encoder is not None:
+        names += [config.encoder.runtime.network, config.encoder.browser.network if config.encoder.browser else None]
+    return list(dict.fromkeys(name for name in names if name is not None))
 
 
 def bundle_digest(folder: Path) -> str:

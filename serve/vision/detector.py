@@ -12,7 +12,7 @@ import numpy as np
 
 from serve.vision.boxes import clip, suppress
 from serve.vision.preprocess import boxes_in_image, network_input
-from serve.vision.runtime import Network, OpenVinoNetwork, torch_network
+from serve.vision.runtime import Network, file_network, torch_network
 from serve.vision.spec import BundleError, DetectorConfig, Preprocess, RuntimeConfig
 
 if TYPE_CHECKING:
@@ -154,24 +154,25 @@ def build_detector(config: DetectorConfig, folder: Path, runtime: RuntimeConfig,
     unknown = sorted(set(config.keep_labels or ()) - set(labels))
     if unknown:
         raise BundleError(f"detector.keep_labels: {', '.join(unknown)}: not among its {len(labels)} labels")
-    path = folder / config.weights
     if config.kind == "onnx_yolox":
-        preprocess = config.preprocess or YOLOX_INPUT
-        return YoloxDetector(OpenVinoNetwork(path, runtime, one_by_one=True), preprocess, labels, config)
+        network = file_network(folder / (config.runtime.network or config.weights), config.runtime, runtime, one_by_one=True)
+        return YoloxDetector(network, config.preprocess or YOLOX_INPUT, labels, config)
     if config.arch is None or not config.arch.startswith(("ssdlite", "fasterrcnn")):
         raise BundleError(f"detector.arch={config.arch}: allowed: ssdlite320_mobilenet_v3_large and torchvision's fasterrcnn_*")
 
-    def build() -> "torch.nn.Module":
-        from serve.vision.detection_nets import detection_net
-
-        assert config.arch is not None
-        return detection_net(config.arch, path)
-
-    # Boxes need float32: bf16 has 8 bits for a coordinate.
-    if config.arch.startswith("fasterrcnn"):
-        network = torch_network(build, (1, 3, 320, 416), (2, 3), cache / "detector", runtime, half=False)
-        return TwoStageDetector(network, labels, config)
+    two_stage = config.arch.startswith("fasterrcnn")
     preprocess = config.preprocess or SSDLITE_INPUT
-    side = preprocess.size_px
-    network = torch_network(build, (2, 3, side, side), (0,), cache / "detector", runtime, half=False)
-    return OneStageDetector(network, preprocess, labels, config)
+    shape = (1, 3, 320, 416) if two_stage else (2, 3, preprocess.size_px, preprocess.size_px)
+    network = torch_network(
+        lambda: build_module(config, folder), shape, (2, 3) if two_stage else (0,), cache / "detector", runtime,
+        cpu=config.runtime, folder=folder, half=False,  # boxes need float32: bf16 has 8 bits for a coordinate
+    )  # fmt: skip
+    return TwoStageDetector(network, labels, config) if two_stage else OneStageDetector(network, preprocess, labels, config)
+
+
+def build_module(config: DetectorConfig, folder: Path) -> "torch.nn.Module":
+    """The torch module of a torchvision detector, with its weights. Raises BundleError."""
+    from serve.vision.detection_nets import detection_net
+
+    assert config.arch is not None and config.weights is not None, "a bundle names them"
+    return detection_net(config.arch, folder / config.weights)

@@ -46,7 +46,8 @@ class NetworkEncoder:
             raise BundleError(
                 "the encoder gives numbers that are not finite; its weights are damaged or need another preprocessing"
             )
-        return outputs[0], outputs[1] if self.labels else None
+        lengths_N1 = np.linalg.norm(outputs[0], axis=1, keepdims=True)  # in bf16 a vector is not quite of unit length
+        return outputs[0] / lengths_N1, outputs[1] if self.labels else None
 
 
 def build_encoder(config: EncoderConfig, folder: Path, runtime: RuntimeConfig, cache: Path) -> Encoder:
@@ -56,8 +57,15 @@ def build_encoder(config: EncoderConfig, folder: Path, runtime: RuntimeConfig, c
     """
     size_px = config.preprocess.size_px
     shape = (2, 3, size_px, size_px)  # two, for a batch of one would be traced as a constant
-    network = torch_network(lambda: build_module(config, folder), shape, (0,), cache / "encoder", runtime)
+    network = torch_network(
+        lambda: build_module(config, folder), shape, (0,), cache / "encoder", runtime, cpu=config.runtime, folder=folder
+    )
     return NetworkEncoder(network, config.preprocess, config.labels)
+
+
+def output_names(config: EncoderConfig) -> tuple[str, ...]:
+    """What the network of an encoder gives, by name, as its ONNX files call it."""
+    return ("embeddings", "probabilities") if config.labels else ("embeddings",)
 
 
 def build_module(config: EncoderConfig, folder: Path) -> "torch.nn.Module":

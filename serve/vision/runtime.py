@@ -1,8 +1,9 @@
-"""What runs a network: OpenVINO in float32 on the CPU, torch on CUDA.
+"""What runs a network: on the CPU OpenVINO or ONNX Runtime, in the precision that the bundle names; torch in bf16 on CUDA.
 
-On the CPU a torch module is converted once per machine to OpenVINO's format and kept in `cache`: opening it again takes 0.2 s
-and never imports torch (measured: 1.0 s against 12.8 s from the start of the process to the first MobileNetV2 vector). A run is
-cut into runs of CPU_BATCH, and each image's result is the same in every batch.
+In float32 and bf16 a torch module is converted once per machine to OpenVINO's format and kept in `cache`: opening it again takes
+0.2 s and never imports torch (measured: 1.0 s against 12.8 s from the start of the process to the first MobileNetV2 vector). In
+int8 the bundle holds the network as an ONNX file (see quantize). A run is cut into runs of CPU_BATCH, and each image's result is
+the same in every batch.
 
 A Network may be called from several threads; runs are serialised by a lock.
 """
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import openvino
 
-from serve.vision.spec import BundleError, RuntimeConfig
+from serve.vision.spec import BundleError, CpuRuntime, RuntimeConfig
 
 if TYPE_CHECKING:
     import torch
@@ -61,19 +62,35 @@ def torch_network(
     cache: Path,
     runtime: RuntimeConfig,
     *,
+    cpu: CpuRuntime,
+    folder: Path,
     half: bool = True,
 ) -> Network:
-    """The module that `build` makes, ready to run; `build` is called only where the conversion is not in `cache` yet.
+    """The module that `build` makes, ready to run; `build` is called only where its network is not in a file yet.
 
     `example_shape` of the input, of which the axes `dynamic` may vary (0 = the batch; without it images run one by one).
-    `cache`: path of the converted network, without suffix. `half`: bf16 on CUDA. Raises DeviceError.
+    `cache`: path of the converted network, without suffix. `cpu`: engine, precision and, in int8, the file in `folder`, the
+    bundle's. `half`: compiled and in bf16 on CUDA. Raises DeviceError.
     """
+    one_by_one = 0 not in dynamic
     if runtime.device != "cpu":
-        return CudaNetwork(build(), runtime, half, one_by_one=0 not in dynamic)
+        return CudaNetwork(build(), runtime, half, one_by_one=one_by_one)
+    if cpu.network is not None:
+        return file_network(folder / cpu.network, cpu, runtime, one_by_one=one_by_one)
     cache = cache.with_name(f"{cache.name}-v{CACHE_VERSION}-openvino{openvino.__version__.split('-')[0]}")
     if not (cache / "network.xml").is_file():
         write_openvino(build(), example_shape, dynamic, cache)
-    return OpenVinoNetwork(cache / "network.xml", runtime, one_by_one=0 not in dynamic)
+    return file_network(cache / "network.xml", cpu, runtime, one_by_one=one_by_one)
+
+
+def file_network(path: Path, cpu: CpuRuntime, runtime: RuntimeConfig, *, one_by_one: bool) -> Network:
+    """A network file on the CPU, by the engine and in the precision of `cpu`. Raises BundleError, DeviceError."""
+    if runtime.device != "cpu":
+        raise DeviceError(f"{path.name} runs on device cpu only; runtime.device={runtime.device} was asked for")
+    batch = 1 if one_by_one else CPU_BATCH
+    if cpu.engine == "onnxruntime":
+        return OnnxRuntimeNetwork(path, runtime.threads, batch)
+    return OpenVinoNetwork(path, "bf16" if cpu.precision == "bf16" else "f32", runtime.threads, batch)
 
 
 def write_openvino(module: "torch.nn.Module", example_shape: tuple[int, ...], dynamic: tuple[int, ...], folder: Path) -> None:
@@ -102,17 +119,15 @@ def write_openvino(module: "torch.nn.Module", example_shape: tuple[int, ...], dy
 
 
 class OpenVinoNetwork(Network):
-    """A network file (OpenVINO's .xml or .onnx) on `runtime.threads` CPU threads, in float32."""
+    """A network file (OpenVINO's .xml or .onnx); `precision` "f32" or "bf16" of what is not quantised in the file."""
 
-    def __init__(self, path: Path, runtime: RuntimeConfig, *, one_by_one: bool) -> None:
-        super().__init__(1 if one_by_one else CPU_BATCH)
-        if runtime.device != "cpu":
-            raise DeviceError(f"{path.name} runs on device cpu only; runtime.device={runtime.device} was asked for")
+    def __init__(self, path: Path, precision: str, threads: int, batch: int) -> None:
+        super().__init__(batch)
         settings = {
-            "INFERENCE_PRECISION_HINT": "f32",  # the default is bf16 where the CPU has it: another vector on another machine
+            "INFERENCE_PRECISION_HINT": precision,  # the default depends on the CPU: another vector on another machine
             "PERFORMANCE_HINT": "LATENCY",
             "NUM_STREAMS": 1,
-            "INFERENCE_NUM_THREADS": runtime.threads,
+            "INFERENCE_NUM_THREADS": threads,
             "ENABLE_CPU_PINNING": False,  # else processes side by side are all pinned to the first core
         }
         try:
@@ -125,8 +140,31 @@ class OpenVinoNetwork(Network):
         return [np.array(value) for value in results.values()]
 
 
+class OnnxRuntimeNetwork(Network):
+    """An ONNX file in ONNX Runtime: the portable engine."""
+
+    def __init__(self, path: Path, threads: int, batch: int) -> None:
+        try:
+            import onnxruntime
+            from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidGraph, InvalidProtobuf, NoSuchFile
+        except ModuleNotFoundError as error:
+            raise BundleError(f"{path}: its bundle names the engine onnxruntime, which is not installed here") from error
+        super().__init__(batch)
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+        try:
+            self.session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        except (Fail, InvalidGraph, InvalidProtobuf, NoSuchFile) as error:
+            raise BundleError(f"{path}: ONNX Runtime cannot open it: {str(error).strip().splitlines()[-1]}") from error
+        self.input_name = self.session.get_inputs()[0].name
+
+    def infer(self, inputs: np.ndarray) -> list[np.ndarray]:
+        outputs: list[np.ndarray] = self.session.run(None, {self.input_name: inputs})
+        return outputs
+
+
 class CudaNetwork(Network):
-    """A torch module on a CUDA device; `half` runs it in bf16."""
+    """A torch module on a CUDA device; `half` runs it in bf16 and, with `runtime.compile`, compiled."""
 
     def __init__(self, module: "torch.nn.Module", runtime: RuntimeConfig, half: bool, *, one_by_one: bool) -> None:
         import torch
@@ -138,7 +176,8 @@ class CudaNetwork(Network):
             raise DeviceError(
                 f"runtime.device={runtime.device}: there are {num_devices} CUDA devices here; set runtime.device=cpu"
             )
-        self.module = module.eval().requires_grad_(False).to(self.device, self.dtype)
+        module = module.eval().requires_grad_(False).to(self.device, self.dtype)
+        self.module: Callable[..., Any] = torch.compile(module, dynamic=True) if half and runtime.compile else module
 
     def infer(self, inputs: np.ndarray) -> list[np.ndarray]:
         import torch

@@ -1,9 +1,9 @@
 """What a bundle is made of, as settings: light to import, no framework behind it."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class BundleError(ValueError):
@@ -51,6 +51,52 @@ class Preprocess(Spec):
     channels: Literal["rgb", "bgr"] = "rgb"
 
 
+class Fidelity(Spec):
+    """What an encoder lost against itself in float32, measured on photos. Recall is given where the right products are known."""
+
+    num_photos: int = Field(ge=1)
+    mean_cosine: float = Field(ge=-1, le=1.001, description="of a photo's vector with its float32 vector")
+    same_neighbour_frac: float = Field(ge=0, le=1, description="photos whose nearest other photo stayed the same")
+    recall_at_1_change: float | None = Field(None, description="queries and catalog in this precision")
+    mixed_recall_at_1_change: float | None = Field(None, description="queries in this precision, catalog in float32")
+
+
+class BoxFidelity(Spec):
+    """What a detector lost against itself in float32, measured on photos."""
+
+    num_photos: int = Field(ge=1)
+    num_boxes: int = Field(ge=0, description="found in float32")
+    found_frac: float = Field(ge=0, le=1, description="of them found again, at IoU 0.5 and with their label")
+    extra_frac: float = Field(ge=0, description="boxes that are not among them, over num_boxes")
+
+
+class CpuRuntime(Spec):
+    """What runs a network on the CPU, chosen when the bundle is made, for it moves the vectors. CUDA runs the weights in bf16.
+
+    bf16 is computed in float32 where the CPU has none.
+    """
+
+    engine: Literal["openvino", "onnxruntime"] = "openvino"
+    precision: Literal["f32", "bf16", "int8"] = "f32"
+    network: str | None = Field(None, description="int8: the quantised ONNX file in the bundle's folder")
+    lost: Fidelity | BoxFidelity | None = Field(None, description="as jobs.quantize_bundle measured it")
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        if (self.precision == "int8") != (self.network is not None):
+            raise ValueError("precision int8 comes with the file `network`, and no other does; jobs.quantize_bundle makes it")
+        if self.engine == "onnxruntime" and self.precision != "int8":
+            raise ValueError("engine onnxruntime runs int8 only; openvino runs f32, bf16 and int8")
+        return self
+
+
+class BrowserNetwork(Spec):
+    """The network a browser runs: an ONNX file, (N, 3, S, S) float32 preprocessed `images` -> (N, D) unit `embeddings`."""
+
+    network: str
+    lost: Fidelity
+
+
 class DetectorConfig(Spec):
     """A detector by name. `none` searches the whole photo only."""
 
@@ -70,6 +116,7 @@ class DetectorConfig(Spec):
     )
     pad_frac: float = Field(0.05, ge=0, le=1, description="context added around a box before it is cropped")
     preprocess: Preprocess | None = Field(None, description="none = what the architecture was trained with")
+    runtime: CpuRuntime = CpuRuntime()
 
 
 class EncoderConfig(Spec):
@@ -82,6 +129,8 @@ class EncoderConfig(Spec):
     tf_same_padding: bool = Field(False, description="stride-2 convolutions pad right and bottom, as TensorFlow does")
     labels: tuple[str, ...] = Field((), description="categories of the head, in output order; () = no head")
     preprocess: Preprocess = Preprocess()
+    runtime: CpuRuntime = CpuRuntime()
+    browser: BrowserNetwork | None = None
 
 
 class TextConfig(Spec):
@@ -126,3 +175,4 @@ class RuntimeConfig(Spec):
 
     device: str = Field("cpu", pattern=r"^(cpu|cuda(:\d+)?)$")
     threads: int = Field(1, ge=1, description="CPU threads of one network run")
+    compile: bool = Field(True, description="CUDA: torch.compile, which needs a C compiler and takes a minute at first")

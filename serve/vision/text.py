@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from serve.vision.runtime import Network, torch_network
-from serve.vision.spec import BundleError, EncoderConfig, RuntimeConfig, TextConfig
+from serve.vision.spec import BundleError, CpuRuntime, EncoderConfig, RuntimeConfig, TextConfig
 
 if TYPE_CHECKING:
     import torch
@@ -62,10 +62,10 @@ def build_text_encoder(
         tokenize = file_tokenizer(folder / config.tokenizer, config.max_tokens)
     example = (2, tokenize(["a text"]).shape[1])
     dynamic = (0,) if config.kind == "open_clip" else (0, 1)  # open_clip's texts all have its context length
-    # Half precision has 8 bits for a token's number.
     network = torch_network(
-        lambda: build_module(config, encoder, dim, folder), example, dynamic, cache / "text", runtime, half=False
-    )
+        lambda: build_module(config, encoder, dim, folder), example, dynamic, cache / "text", runtime,
+        cpu=CpuRuntime(), folder=folder, half=False,  # half precision has 8 bits for a token's number
+    )  # fmt: skip
     return NetworkTextEncoder(tokenize, network)
 
 
