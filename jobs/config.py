@@ -10,6 +10,7 @@ import yaml
 from pydantic import Field
 
 from serve.settings import ConfigError, Section, Settings, parse, read_yaml
+from serve.vision.spec import Preprocess
 
 
 class FeedConfig(Section):
@@ -103,40 +104,97 @@ class RenderConfig(Section):
 
 
 class TrainingConfig(Section):
-    """Generated photos that both trainings learn from. Its products are others than those of the rendered catalog."""
+    """What the trainings learn from: the curated catalog, with photos by its users where there are some, or generated photos."""
 
+    source: Literal["catalog", "generated"] = Field(
+        "generated", description="catalog: the tables products and images; generated: drawn from `seed` (train_detector: always)"
+    )
     folder: Path = Path("store/training/photos")
+    tile_px: int = Field(160, ge=32, le=512, description="side of a kept crop with its context")
+    seed: int = 1001
+    user_photos: Path | None = Field(
+        None, description="catalog: JSONL with path, product_id (or product_ids with boxes in pixels) of photos by users"
+    )
+    user_where: dict[str, str] = Field({}, description="column: value; only such rows are user photos")
+    heldout_where: dict[str, str] = Field({}, description="column: value; such user photos are what figures are measured on")
+    heldout_styles_frac: float = Field(0.0, ge=0, lt=1, description="catalog: share of styles (group_id) not trained on at all")
     num_products: int = Field(2400, ge=8)
     num_scenes: int = Field(4000, ge=8)
     scene_px: int = Field(400, ge=128, le=2048)
-    tile_px: int = Field(160, ge=32, le=512, description="side of a kept crop with its context")
     part_products: int = Field(40, ge=4, description="products rendered by one task")
-    seed: int = 1001
     heldout_seed: int = Field(7, description="products that the figures are measured on")
     heldout_products: int = Field(240, ge=8)
     heldout_scenes: int = Field(150, ge=4)
 
 
+class AugmentConfig(Section):
+    """What is done to a crop before the encoder learns from it. 0 (min_area_frac: 1) switches a step off."""
+
+    rotation_deg: float = Field(15.0, ge=0, le=180, description="largest turn to either side")
+    quarter_turn_frac: float = Field(0.0, ge=0, le=1, description="share of crops turned by 90, 180 or 270 degrees")
+    mirror_frac: float = Field(0.0, ge=0, le=1)
+    jitter_frac: float = Field(0.08, ge=0, le=0.5, description="how far an edge of a box moves, in sides of the box")
+    min_area_frac: float = Field(1.0, gt=0, le=1, description="smallest part of a box that is shown")
+    relight: float = Field(1.0, ge=0, le=3, description="strength of brightness, contrast, saturation and white balance")
+    dark_frac: float = Field(0.0, ge=0, le=1, description="share of crops in 0.2 to 0.6 of the light")
+    erase_frac: float = Field(0.25, ge=0, le=1, description="share of crops with a hidden rectangle")
+    blur_frac: float = Field(0.3, ge=0, le=1)
+    noise_frac: float = Field(0.0, ge=0, le=1)
+    jpeg_frac: float = Field(0.3, ge=0, le=1)
+
+
+class TrainTextConfig(Section):
+    """The text encoder that is trained with the photos. `weight` 0 = none."""
+
+    weight: float = Field(0.0, ge=0, description="of the contrastive loss between photos and texts")
+    vocabulary: int = Field(4096, ge=64)
+    max_tokens: int = Field(64, ge=4, le=512)
+    width: int = Field(192, ge=8)
+    layers: int = Field(2, ge=1)
+    heads: int = Field(4, ge=1)
+    learning_rate: float = Field(1e-3, gt=0)
+    temperature: float = Field(0.07, gt=0, description="of the contrastive loss; CLIP starts with 0.07 (arXiv:2103.00020)")
+    drop_frac: float = Field(0.1, ge=0, lt=1, description="share of a text's words that are left out")
+
+
 class TrainEncoderConfig(Section):
-    """Metric learning on the training photos."""
+    """Metric learning."""
 
     arch: str = "mobilenet_v3_small"
     embedding_dim: int = Field(128, ge=8)
-    input_px: tuple[int, ...] = Field(
-        (*[96] * 10, 128), min_length=1, description="input side by epoch; the last one stays, and is shipped"
+    tf_same_padding: bool = Field(False, description="stride-2 convolutions pad right and bottom, as TensorFlow does")
+    spatial_transformer: bool = Field(False, description="a learned turn, shift and zoom before the backbone (arXiv:1506.02025)")
+    input_px: tuple[int, ...] = Field((*[96] * 10, 128), min_length=1, description="input side by epoch; the last one stays")
+    preprocess: Preprocess = Field(
+        Preprocess(size_px=128, resize="pad"), description="of the bundle; figures are measured with it; resize: pad or squash"
     )
+    start: Path | None = Field(None, description="weights to start from: of a bundle or of a plain backbone; none = random")
+    frozen_layers: int = Field(0, ge=0, description="first layers of the backbone that keep the weights of `start`")
+    frozen_norms: bool = Field(False, description="batch norms keep their statistics, as folded ones must")
     loss: str = Field("supervised_contrastive", description="a name of jobs.training.losses.LOSSES")
     category_weight: float = Field(0.2, ge=0, description="of the category head's cross-entropy in the loss")
-    attribute_weight: float = Field(
-        1.0, ge=0, description="of the cross-entropy of colour, pattern, logo and shape; 0 = not used"
+    attribute_weight: float = Field(1.0, ge=0, description="of the cross-entropy of what a photo shows; 0 = not used")
+    adaptation: Literal["none", "adversarial", "moments"] = Field(
+        "none",
+        description="draws catalog and user photos together: domain critic (arXiv:1505.07818) or MMD (arXiv:1502.02791)",
     )
-    start: Path | None = Field(None, description="weights to start from, of a bundle; none = random")
+    adaptation_weight: float = Field(0.1, ge=0)
+    generated_query_frac: float = Field(
+        0.0, ge=0, le=1, description="share of catalog photos that are cut out and put on busy ground, as a user would see them"
+    )
+    text: TrainTextConfig = TrainTextConfig()
+    augment: AugmentConfig = AugmentConfig()
     epochs: int = Field(14, ge=1)
-    passes: int = Field(1, ge=1, description="times an epoch draws K photos of every product")
+    passes: int = Field(1, ge=1, description="times an epoch draws K photos of every product (sampler products)")
+    sampler: Literal["products", "photos"] = Field(
+        "products", description="products: P x K; photos: every user photo once an epoch, for losses with a proxy a product"
+    )
     batch_products: int = Field(16, ge=2, description="P of P x K sampling")
     batch_images: int = Field(4, ge=2, description="K of P x K sampling")
+    shop_frac: float = Field(0.125, ge=0, lt=1, description="share of catalog photos in a batch (sampler photos)")
     learning_rate: float = Field(3e-3, gt=0)
     loss_learning_rate: float = Field(1e-2, gt=0, description="of the loss's own proxies, where it has some")
+    average: float = Field(0.99, ge=0, lt=1, description="decay a step of the averaged weights that are kept; 0 = the last ones")
     threads: int = Field(2, ge=1)
     use_gpu: bool = False
     seed: int = 11
@@ -157,6 +215,7 @@ class TrainDetectorConfig(Section):
     epochs: int = Field(6, ge=1)
     batch_size: int = Field(16, ge=2)
     learning_rate: float = Field(2e-3, gt=0)
+    average: float = Field(0.99, ge=0, lt=1, description="decay a step of the averaged weights that are kept; 0 = the last ones")
     threads: int = Field(2, ge=1)
     use_gpu: bool = False
     seed: int = 13

@@ -19,8 +19,8 @@ from jobs.raydata.session import start_ray
 from jobs.runs import configure_logging
 from jobs.training.detector_task import DetectorTask
 from jobs.training.fragment import log_curve, write_fragment
+from jobs.training.generated import render_split, splits
 from jobs.training.loop import plan_for, train
-from jobs.training.photos import render_split, splits
 
 log = logging.getLogger(__name__)
 

@@ -1,78 +1,107 @@
-"""Trains the encoder: metric learning on generated shop photos and street crops, with a category head.
+"""Trains the encoder: metric learning on a shop's own catalog and its users' photos, or on generated ones.
 
-Reads   nothing: the photos are generated from `training.seed` (other products than the rendered catalog's).
+Reads   training.source=catalog: tables products and images at one exact version each, `training.user_photos`;
+        training.source=generated: nothing, the photos are drawn from `training.seed`.
 Writes  `training.folder` (photos, once), `train_encoder.folder` (a checkpoint an epoch; the same command resumes),
-        encoder.safetensors and its entry in bundle.json in `train_encoder.bundle`, a run with the curve in MLflow.
-Engine  Ray Train, one worker (`train_encoder.use_gpu`), Ray tasks for the photos.
-Run     python -m jobs.train_encoder --conf conf/local.yaml [--set train_encoder.epochs=20]
+        encoder.safetensors (and text.safetensors, tokenizer.json) with its entry in bundle.json in `train_encoder.bundle`,
+        a run with the curve in MLflow.
+Engine  Ray Train, one worker (`train_encoder.use_gpu`); Ray Data or Ray tasks for the photos.
 
-The figures are recall@1 and @5 of the true product for crops of held-out scenes (`training.heldout_seed`) against the
-shop photos of held-out products. The weights of the last epoch are kept: no epoch is chosen by the figures.
+    python -m jobs.train_encoder --conf conf/local.yaml [--set train_encoder.epochs=20 ...]
+
+The figures are recall of the true product for held-out user photos against the catalog's photos. The weights of the last epoch,
+averaged over the last steps, are kept: no epoch is chosen by the figures.
 """
 
 import logging
 from dataclasses import dataclass
 from functools import partial
 
+from torch import Tensor
+
 from jobs.config import Config, JobError, run_job
 from jobs.raydata.session import start_ray
-from jobs.render.catalog import CATEGORIES
 from jobs.runs import configure_logging
-from jobs.training.encoder_task import EncoderTask
-from jobs.training.fragment import log_curve, write_fragment
+from jobs.training.catalog import load_catalog, stage_catalog
+from jobs.training.crops import TrainingSet
+from jobs.training.encoder_task import EncoderTask, TextPart, fit_of, labels_of
+from jobs.training.fragment import log_curve, write_fragment, write_tokenizer
+from jobs.training.generated import load_training, render_split, splits
 from jobs.training.loop import plan_for, train
 from jobs.training.losses import LOSSES
-from jobs.training.photos import render_split, splits
+from jobs.training.texts import train_tokenizer
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class TrainEncoderResult:
-    """What came out."""
+    """What came out: the figures of the last epoch."""
 
     epochs: int
     loss: float
-    recall_at_1: float
-    recall_at_5: float
-    category_accuracy: float
+    figures: dict[str, float]
     file_bytes: int
 
 
 def run(config: Config) -> TrainEncoderResult:
-    """Photos, training, bundle part, MLflow. Raises JobError."""
+    """Photos, training, bundle parts, MLflow. Raises JobError."""
     settings = config.train_encoder
     if settings.loss not in LOSSES:
         raise JobError(f"train_encoder.loss={settings.loss!r}: allowed are {', '.join(LOSSES)}")
+    fit_of(settings.preprocess)
     configure_logging()
     start_ray(config.ray)
-    learn, held_out = splits(config.training)
-    photos = render_split(learn, config.training.folder)
-    render_split(held_out, config.training.folder)
-    labels = tuple(spec.path for spec in CATEGORIES)
+    if config.training.source == "catalog":
+        photos = stage_catalog(config)
+        load = partial(load_catalog, photos)
+    else:
+        learn, held_out = splits(config.training)
+        photos = render_split(learn, config.training.folder)
+        render_split(held_out, config.training.folder)
+        load = partial(load_training, learn, held_out, config.training.folder.resolve())
+    crops = load()
+    labels, text = labels_of(crops.learn), text_part(config, crops)
     plan = plan_for("encoder", settings, photos)
-    build = partial(EncoderTask, settings, learn, held_out, config.training.folder.resolve(), labels)
-    trained = train(build, plan)
+    trained = train(partial(EncoderTask, settings, load, text), plan)
+    last = trained.history[-1]
     spec = {
         "kind": "torchvision",
         "arch": settings.arch,
         "embedding_dim": settings.embedding_dim,
+        "tf_same_padding": settings.tf_same_padding,
+        "spatial_transformer": settings.spatial_transformer,
         "labels": labels,
-        "preprocess": {"size_px": settings.input_px[-1], "resize": "pad", "pad_value": 255},
+        "preprocess": settings.preprocess.model_dump(),
     }
-    file = write_fragment(settings.bundle, settings.bundle_name, "encoder", spec, trained.weights)
+    file = write_fragment(settings.bundle, settings.bundle_name, "encoder", spec, part_of(trained.weights, "net"))
+    if text is not None:
+        write_tokenizer(settings.bundle, text.tokenizer)
+        spec = text.spec.model_dump() | {"query_weight": last.get("text_query_weight", text.spec.query_weight)}
+        write_fragment(settings.bundle, settings.bundle_name, "text", spec, part_of(trained.weights, "text"))
     log_curve(config.registry, "train_encoder", settings.model_dump(mode="json"), trained.history)
-    last = trained.history[-1]
-    result = TrainEncoderResult(
-        epochs=len(trained.history),
-        loss=last["loss"],
-        recall_at_1=last["recall_at_1"],
-        recall_at_5=last["recall_at_5"],
-        category_accuracy=last["category_accuracy"],
-        file_bytes=file.stat().st_size,
-    )
+    figures = {name: value for name, value in last.items() if name not in ("epoch", "loss", "seconds")}
+    result = TrainEncoderResult(len(trained.history), last["loss"], figures, file.stat().st_size)
     log.info("trained=encoder bundle=%s %s", settings.bundle, result)
     return result
+
+
+def text_part(config: Config, crops: TrainingSet) -> TextPart | None:
+    """The text encoder to train, its tokenizer made of the texts to learn from; None where none is asked for."""
+    settings = config.train_encoder.text
+    if not settings.weight:
+        return None
+    path = config.train_encoder.folder.resolve() / "tokenizer.json"
+    try:
+        texts = [text for product in crops.learn.products for text in product.texts]
+        return TextPart(train_tokenizer(texts, settings, path), path)
+    except ValueError as error:
+        raise JobError(str(error)) from error
+
+
+def part_of(weights: dict[str, Tensor], name: str) -> dict[str, Tensor]:
+    """The tensors of one part of the trained network, without its name."""
+    return {key.removeprefix(f"{name}."): tensor for key, tensor in weights.items() if key.startswith(f"{name}.")}
 
 
 def main() -> None:

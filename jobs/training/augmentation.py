@@ -12,6 +12,8 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
+from jobs.config import AugmentConfig
+
 PAD_FRAC = 0.05  # context around a box, as DetectorConfig.pad_frac
 WHITE = 1.0  # Preprocess.pad_value / 255
 
@@ -21,21 +23,31 @@ def uniform(rng: torch.Generator, num: int, low: float, high: float) -> Tensor:
     return torch.rand(num, generator=rng) * (high - low) + low
 
 
-def letterbox(
-    tiles_N3TT: Tensor, boxes_N4: Tensor, size_px: int, degrees_N: Tensor | None = None, relight: torch.Generator | None = None
+def framed(
+    tiles_N3TT: Tensor,
+    boxes_N4: Tensor,
+    size_px: int,
+    fit: str,
+    degrees_N: Tensor | None = None,
+    mirrored_N: Tensor | None = None,
+    relight: torch.Generator | None = None,
+    strength: float = 1.0,
 ) -> Tensor:
-    """(N, 3, S, S): each box scaled to fit the square, centred, white beside it; its content turned by `degrees_N`.
+    """(N, 3, S, S): each box as the encoder's Preprocess(resize=`fit`) shows it, its content turned by `degrees_N`.
 
-    Boxes are shares of the tile's sides (0..1). The same picture as Preprocess(resize="pad", pad_value=255) of a crop;
-    `relight` puts it under other light (see `relit`), but not the white beside it.
+    `fit`: "pad" scales the box to fit, centred, white beside it (pad_value=255); "squash" fills the square. Boxes are shares of
+    the tile's sides (0..1). `relight` puts the picture under other light (see `relit`), but not the white beside it.
     """
     centres_N2 = (boxes_N4[:, :2] + boxes_N4[:, 2:]) / 2
     halves_N2 = (boxes_N4[:, 2:] - boxes_N4[:, :2]) / 2
-    reach_N = halves_N2.amax(1)
+    reaches_N2 = halves_N2 if fit == "squash" else halves_N2.amax(1, keepdim=True).expand(-1, 2)
     ticks = (torch.arange(size_px, device=tiles_N3TT.device) * 2 + 1) / size_px - 1
     u_HW, v_HW = torch.meshgrid(ticks, ticks, indexing="xy")
-    offsets_NHW2 = torch.stack([u_HW, v_HW], -1)[None] * reach_N[:, None, None, None]
+    offsets_NHW2 = torch.stack([u_HW, v_HW], -1)[None] * reaches_N2[:, None, None, :]
     inside_NHW = (offsets_NHW2.abs() <= halves_N2[:, None, None, :]).all(-1)
+    if mirrored_N is not None:
+        signs_N = torch.where(mirrored_N, -1.0, 1.0)
+        offsets_NHW2 = offsets_NHW2 * torch.stack([signs_N, torch.ones_like(signs_N)], -1)[:, None, None, :]
     if degrees_N is not None:
         cos, sin = torch.cos(torch.deg2rad(degrees_N)), torch.sin(torch.deg2rad(degrees_N))
         turn_N22 = torch.stack([torch.stack([cos, -sin], -1), torch.stack([sin, cos], -1)], -2)
@@ -43,7 +55,7 @@ def letterbox(
     grid_NHW2 = (offsets_NHW2 + centres_N2[:, None, None, :]) * 2 - 1
     picture = functional.grid_sample(tiles_N3TT, grid_NHW2, mode="bilinear", padding_mode="border", align_corners=False)
     if relight is not None:
-        picture = relit(picture, relight)
+        picture = relit(picture, relight, strength)
     return torch.where(inside_NHW[:, None], picture, WHITE)
 
 
@@ -58,6 +70,34 @@ def jittered(boxes_N4: Tensor, rng: torch.Generator, frac: float = 0.08) -> Tens
     sides_N4 = (boxes_N4[:, 2:] - boxes_N4[:, :2]).repeat(1, 2)
     moves_N4 = uniform(rng, len(boxes_N4) * 4, -frac, frac).view(-1, 4).to(boxes_N4.device)
     return (boxes_N4 + moves_N4 * sides_N4).clamp(0, 1)
+
+
+def zoomed(boxes_N4: Tensor, rng: torch.Generator, min_area_frac: float, max_aspect: float = 4 / 3) -> Tensor:
+    """A random part of each box, of `min_area_frac` to all of its area: the query holds a part, or from nearer."""
+    if min_area_frac == 1:
+        return boxes_N4
+    num, device = len(boxes_N4), boxes_N4.device
+    scales_N = uniform(rng, num, min_area_frac, 1.0)
+    aspects_N = torch.exp(uniform(rng, num, -math.log(max_aspect), math.log(max_aspect)))
+    shares_N2 = torch.stack([(scales_N * aspects_N).sqrt(), (scales_N / aspects_N).sqrt()], 1).clamp(max=1).to(device)
+    origins_N2 = torch.rand(num, 2, generator=rng).to(device) * (1 - shares_N2)
+    sides_N2 = boxes_N4[:, 2:] - boxes_N4[:, :2]
+    starts_N2 = boxes_N4[:, :2] + origins_N2 * sides_N2
+    return torch.cat([starts_N2, starts_N2 + shares_N2 * sides_N2], 1)
+
+
+def darkened(images_N3HW: Tensor, rng: torch.Generator, share: float) -> Tensor:
+    """Little light, for `share` of the images: 0.2 to 0.6 of it."""
+    factors = torch.where(uniform(rng, len(images_N3HW), 0, 1) < share, uniform(rng, len(images_N3HW), 0.2, 0.6), 1.0)
+    return images_N3HW * factors.to(images_N3HW.device)[:, None, None, None]
+
+
+def noisy(images_N3HW: Tensor, rng: torch.Generator, share: float, largest: float = 0.06) -> Tensor:
+    """Sensor noise of up to `largest` standard deviation (of 1), for `share` of the images."""
+    num = len(images_N3HW)
+    sigmas = torch.where(uniform(rng, num, 0, 1) < share, uniform(rng, num, 0, largest), 0.0)
+    noise = torch.randn(images_N3HW.shape, generator=rng) * sigmas[:, None, None, None]
+    return (images_N3HW + noise.to(images_N3HW.device)).clamp(0, 1)
 
 
 def relit(images_N3HW: Tensor, rng: torch.Generator, strength: float = 1.0) -> Tensor:
@@ -113,11 +153,19 @@ def compressed(images_N3HW: Tensor, rng: torch.Generator, share: float = 0.3) ->
     return images_N3HW
 
 
-def crop_augmented(tiles_N3TT: Tensor, boxes_N4: Tensor, size_px: int, rng: torch.Generator) -> Tensor:
-    """Training view of crops: padded and jittered box, up to 15 degrees of turn, other light, hidden parts, blur, JPEG."""
-    degrees_N = uniform(rng, len(tiles_N3TT), -15, 15).to(tiles_N3TT.device)
-    images = letterbox(tiles_N3TT, jittered(padded(boxes_N4), rng), size_px, degrees_N, relight=rng)
-    return compressed(blurred(erased(images, rng), rng), rng)
+def crop_augmented(
+    tiles_N3TT: Tensor, boxes_N4: Tensor, size_px: int, fit: str, config: AugmentConfig, rng: torch.Generator
+) -> Tensor:
+    """Training view of crops, (N, 3, S, S) in 0..1. Boxes as `framed` takes them; what `config` sets to 0 is not done."""
+    num, device = len(tiles_N3TT), tiles_N3TT.device
+    degrees_N = uniform(rng, num, -config.rotation_deg, config.rotation_deg)
+    degrees_N += (uniform(rng, num, 0, 1) < config.quarter_turn_frac) * 90 * torch.randint(1, 4, (num,), generator=rng)
+    mirrored_N = uniform(rng, num, 0, 1) < config.mirror_frac
+    boxes_N4 = zoomed(jittered(boxes_N4, rng, config.jitter_frac), rng, config.min_area_frac)
+    light = rng if config.relight else None
+    images = framed(tiles_N3TT, boxes_N4, size_px, fit, degrees_N.to(device), mirrored_N.to(device), light, config.relight)
+    images = erased(darkened(images, rng, config.dark_frac), rng, config.erase_frac)
+    return compressed(noisy(blurred(images, rng, config.blur_frac), rng, config.noise_frac), rng, config.jpeg_frac)
 
 
 def scene_augmented(

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from jobs.config import TrainDetectorConfig
 from jobs.evaluation.boxes import box_figures
 from jobs.training.augmentation import scene_augmented
-from jobs.training.photos import SceneSet, Split, load_scenes
+from jobs.training.generated import SceneSet, Split, load_scenes
 
 EVALUATE_BATCH = 16
 BATCH_NORM_MOMENTUM = 0.1  # torchvision's 0.03 is for long training: its averages lag behind in a short one

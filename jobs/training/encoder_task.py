@@ -1,110 +1,261 @@
-"""What train_encoder trains: an EmbeddingNet on P x K batches of products, with its loss and category head.
+"""What train_encoder trains: an EmbeddingNet on batches of crops, with its metric loss, heads, text encoder and adaptation.
 
-Letters: N crops, T side of a tile, S side of the input, D embedding dimensions, C categories.
+Letters: N crops, T side of a tile, S side of the input, D embedding dimensions, C categories, Q queries, P products.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from jobs.config import TrainEncoderConfig
-from jobs.training.augmentation import crop_augmented, letterbox, padded
+from jobs.config import JobError, TrainEncoderConfig
+from jobs.training.adaptation import build_adaptation
+from jobs.training.augmentation import crop_augmented, framed, padded
+from jobs.training.crops import SHOP, USER, CropSet, TrainingSet
 from jobs.training.losses import AttributeLoss, build_loss
-from jobs.training.photos import STREET, CropSet, Split, load_crops
-from jobs.training.samplers import ProductSampler
-from serve.vision.backbones import EmbeddingNet
-from serve.vision.spec import Preprocess
+from jobs.training.query_generator import QueryGenerator
+from jobs.training.samplers import PhotoSampler, ProductSampler
+from jobs.training.texts import TextTask
+from serve.vision.backbones import EmbeddingNet, layers_of, load_exactly, read_tensors
+from serve.vision.encoder import embedding_keys
+from serve.vision.spec import BundleError, EncoderConfig, Preprocess, TextConfig
 
 EVALUATE_BATCH = 64
+FUSION_WEIGHTS = tuple(round(0.1 * step, 1) for step in range(11))  # of the text, tried for queries of photo and text
+
+
+@dataclass(frozen=True)
+class TextPart:
+    """The text encoder to train: its sizes, and its tokenizer's file."""
+
+    spec: TextConfig
+    tokenizer: Path
 
 
 class EncoderTask:
-    """Training on one split, figures on another."""
+    """Training on one set of crops, figures on another."""
 
-    def __init__(self, config: TrainEncoderConfig, learn: Split, held_out: Split, photos: Path, labels: tuple[str, ...]) -> None:
-        self.config, self.labels = config, labels
+    def __init__(self, config: TrainEncoderConfig, load: Callable[[], TrainingSet], text: TextPart | None = None) -> None:
+        """`load` reads the photos, in the worker. Raises JobError where they don't fit the settings."""
+        self.config = config
         torch.manual_seed(config.seed)
-        self.crops, self.held_out = load_crops(learn, photos), load_crops(held_out, photos)
-        styles = np.array([product.group_id for product in self.crops.products])
-        self.sampler = ProductSampler(
-            self.crops.products_N, self.crops.domains_N, styles[self.crops.products_N], config.batch_products, config.batch_images
+        photos = load()
+        self.crops, self.held_out, self.unseen_Q = photos.learn, photos.held_out, photos.unseen_Q
+        products = self.crops.products
+        self.labels = labels_of(self.crops)
+        self.sampler = build_sampler(config, self.crops)
+        rows = {label: row for row, label in enumerate(self.labels)}
+        self.categories = torch.tensor([rows.get(product.category or "", -1) for product in products])
+        net = EmbeddingNet(
+            config.arch, config.embedding_dim, len(self.labels), config.tf_same_padding, config.spatial_transformer
         )
-        self.categories = torch.tensor([labels.index(product.category) for product in self.crops.products])
-        net = EmbeddingNet(config.arch, config.embedding_dim, len(labels))
+        assert net.projection is not None
+        nn.init.orthogonal_(net.projection.weight)  # keeps the angles between the features of `start` as they are
         if config.start is not None:
-            net.load_state_dict(load_file(config.start))
-        self.network = nn.ModuleDict({
-            "net": net,
-            "loss": build_loss(config.loss, len(self.crops.products), net.dim),
-            "attributes": AttributeLoss(self.crops.products, net.dim),
-        })  # fmt: skip
+            start_from(net, config.start, config)
+        for layer in layers_of(net.backbone)[: config.frozen_layers]:
+            layer.requires_grad_(False)
+        parts: dict[str, nn.Module] = {"net": net, "loss": build_loss(config.loss, len(products), net.dim)}
+        if config.attribute_weight and any(product.attributes for product in products):
+            parts["attributes"] = AttributeLoss([product.attributes for product in products], net.dim)
+        if (adaptation := build_adaptation(config.adaptation, net.dim)) is not None:
+            parts["adaptation"] = adaptation
+        if text is not None:
+            texts = [product.texts for product in products]
+            parts["text"] = TextTask(texts, text.spec, text.tokenizer, config.text, net.dim)
+        self.network = nn.ModuleDict(parts)
+        self.generator = QueryGenerator(self.crops, config.seed) if config.generated_query_frac else None
         self.num_steps = config.passes * len(self.sampler)
 
     def shipped(self) -> nn.Module:
-        return self.network["net"]
+        """`net` and, where there is one, the text encoder's `text`."""
+        parts = {"net": self.network["net"]}
+        return nn.ModuleDict(parts | ({"text": self.text.net} if self.text is not None else {}))
+
+    @property
+    def text(self) -> TextTask | None:
+        part = dict(self.network.named_children()).get("text")
+        assert part is None or isinstance(part, TextTask)
+        return part
 
     def groups(self, learning_rate: float) -> list[dict[str, Any]]:
-        """The network at `learning_rate`; the loss's proxies, where it has some, faster."""
-        trunk = [*self.network["net"].parameters(), *self.network["attributes"].parameters()]
+        """The network at `learning_rate`; the loss's proxies and the text encoder at their own."""
+        apart = [*self.network["loss"].parameters(), *(self.text.parameters() if self.text is not None else ())]
+        known = {id(parameter) for parameter in apart}
+        trunk = [p for p in self.network.parameters() if p.requires_grad and id(p) not in known]
         groups: list[dict[str, Any]] = [{"params": trunk, "lr": learning_rate}]
         if proxies := list(self.network["loss"].parameters()):
             groups.append({"params": proxies, "lr": self.config.loss_learning_rate, "weight_decay": 0.0})
+        if self.text is not None:
+            groups.append({"params": list(self.text.parameters()), "lr": self.config.text.learning_rate})
         return groups
 
     def losses(self, epoch: int, device: torch.device) -> Iterator[Tensor]:
-        """Metric loss + `category_weight` x category + `attribute_weight` x attributes, one batch after the other."""
+        """The weighted sum of all losses, one batch after the other."""
+        if self.config.frozen_norms:
+            freeze_norms(self.network)
         size_px = self.config.input_px[min(epoch, len(self.config.input_px) - 1)]
         rng = np.random.default_rng([self.config.seed, epoch])
         torch_rng = torch.Generator().manual_seed(self.config.seed * 1_000 + epoch)
         for _ in range(self.config.passes):
             for rows in self.sampler.batches(rng):
-                tiles_N3TT, boxes_N4 = tensors(self.crops, rows, device)
-                images = crop_augmented(tiles_N3TT, boxes_N4, size_px, torch_rng)
-                products_N = torch.from_numpy(self.crops.products_N[rows])
-                with torch.autocast("cuda", torch.bfloat16, enabled=device.type == "cuda"):
-                    unit_ND, logits_NC = self.network["net"](normalized(images))
-                loss = self.network["loss"](unit_ND.float(), products_N.to(device))
-                category = functional.cross_entropy(logits_NC.float(), self.categories[products_N].to(device))
-                attributes = self.network["attributes"](unit_ND.float(), products_N)
-                yield loss + self.config.category_weight * category + self.config.attribute_weight * attributes
+                yield self.loss_of(rows, size_px, rng, torch_rng, device)
+
+    def loss_of(
+        self, rows: np.ndarray, size_px: int, rng: np.random.Generator, torch_rng: torch.Generator, device: torch.device
+    ) -> Tensor:
+        """The loss of one batch."""
+        config = self.config
+        tiles_N3TT, boxes_N4 = tensors(self.crops, rows, device)
+        domains_N = self.crops.domains_N[rows].copy()
+        if self.generator is not None:
+            remade = np.flatnonzero((domains_N == SHOP) & (rng.random(len(rows)) < config.generated_query_frac))
+            domains_N[remade] = USER
+            for place in remade:
+                tile, box = self.generator.query(int(rows[place]), rng)
+                tiles_N3TT[place] = torch.from_numpy(tile).to(device).permute(2, 0, 1).float() / 255
+                boxes_N4[place] = torch.from_numpy(box).to(device)
+        images = crop_augmented(tiles_N3TT, padded(boxes_N4), size_px, fit_of(config.preprocess), config.augment, torch_rng)
+        products_N = torch.from_numpy(self.crops.products_N[rows])
+        with torch.autocast(device.type, torch.bfloat16):
+            unit_ND, logits_NC = self.network["net"](normalized(images, config.preprocess))
+        unit_ND = unit_ND.float()
+        loss: Tensor = self.network["loss"](unit_ND, products_N.to(device))
+        categories_N = self.categories[products_N].to(device)
+        if logits_NC is not None and config.category_weight and (categories_N >= 0).any():
+            loss = loss + config.category_weight * functional.cross_entropy(logits_NC.float(), categories_N, ignore_index=-1)
+        if "attributes" in self.network:
+            loss = loss + config.attribute_weight * self.network["attributes"](unit_ND, products_N)
+        if "adaptation" in self.network:
+            loss = loss + config.adaptation_weight * self.network["adaptation"](unit_ND, torch.from_numpy(domains_N).to(device))
+        if self.text is not None:
+            loss = loss + config.text.weight * self.text.loss(unit_ND, products_N, rng)
+        return loss
 
     def figures(self, device: torch.device) -> dict[str, float]:
-        """Recall@1 and @5 of the true product, and category accuracy, from the true boxes of held-out street scenes.
+        """Recall of the true product for held-out user crops against the held-out catalog crops; of texts, where there are.
 
-        A query's score for a product is its best cosine over the product's shop photos and plain crops, as in an index
-        that holds crop 0 and the detected crop of each photo.
+        A query's score for a product is its best cosine over the product's catalog crops, as in an index that holds crop 0 and
+        the detected crop of each photo.
         """
-        unit_ND, logits_NC = embed(self.shipped(), self.held_out, self.config.input_px[-1], device)
+        unit_ND, logits_NC = self.embed(self.held_out, device)
         products_N = torch.from_numpy(self.held_out.products_N)
-        street = torch.from_numpy(self.held_out.domains_N == STREET)
-        scores = unit_ND[street] @ unit_ND[~street].T
-        shown = products_N[~street]
-        best = torch.stack([scores[:, shown == row].amax(1) for row in range(len(self.held_out.products))], 1)
-        true = products_N[street]
-        rank = (best > best.gather(1, true[:, None])).sum(1)
-        true_category = torch.tensor([self.labels.index(self.held_out.products[row].category) for row in true.tolist()])
-        return {
-            "recall_at_1": float((rank < 1).float().mean()),
-            "recall_at_5": float((rank < 5).float().mean()),
-            "category_accuracy": float((logits_NC[street].argmax(1) == true_category).float().mean()),
-            "num_queries": float(street.sum()),
+        users_N = torch.from_numpy(self.held_out.domains_N == USER)
+        best_QP = self.by_product(unit_ND[users_N], unit_ND[~users_N], products_N[~users_N])
+        true_Q = products_N[users_N]
+        rank_Q = ranks(best_QP, true_Q)
+        figures = {f"recall_at_{k}": share(rank_Q < k) for k in (1, 5, 10)}
+        unseen_Q = torch.from_numpy(self.unseen_Q)
+        if bool(unseen_Q.any()) and not bool(unseen_Q.all()):
+            figures |= {f"unseen_recall_at_{k}": share(rank_Q[unseen_Q] < k) for k in (1, 5)}
+        rows = {label: row for row, label in enumerate(self.labels)}
+        categories = torch.tensor([rows.get(product.category or "", -1) for product in self.held_out.products])
+        known_Q = categories[true_Q] >= 0
+        if logits_NC is not None and bool(known_Q.any()):
+            right_Q = logits_NC[users_N].argmax(1) == categories[true_Q]
+            figures["category_accuracy"] = share(right_Q[known_Q])
+        if self.text is not None:
+            by_product = partial(self.by_product, catalog_ND=unit_ND[~users_N], shown_N=products_N[~users_N])
+            figures |= self.text_figures(self.text, true_Q, best_QP, by_product, device)
+        return figures | {"num_queries": float(len(true_Q))}
+
+    def text_figures(
+        self, text: TextTask, true_Q: Tensor, by_photo_QP: Tensor, by_product: Callable[[Tensor], Tensor], device: torch.device
+    ) -> dict[str, float]:
+        """Each held-out product's last text (its description) against the catalog's photos; and photo and title together."""
+        told = [row for row, product in enumerate(self.held_out.products) if any(t.strip() for t in product.texts)]
+        if not told:
+            return {}
+        texts = [[t for t in self.held_out.products[row].texts if t.strip()] for row in told]
+        described_PD = text.embed([of_product[-1] for of_product in texts], device)
+        by_text_PP = by_product(described_PD)
+        figures = {f"text_recall_at_{k}": share(ranks(by_text_PP, torch.tensor(told)) < k) for k in (1, 10)}
+        titled_PD = torch.zeros(len(self.held_out.products), described_PD.shape[1])
+        titled_PD[told] = text.embed([of_product[0] for of_product in texts], device)
+        asked_Q = torch.isin(true_Q, torch.tensor(told))
+        by_title_QP = by_product(titled_PD[true_Q[asked_Q]])
+        recall = {
+            weight: share(ranks((1 - weight) * by_photo_QP[asked_Q] + weight * by_title_QP, true_Q[asked_Q]) < 1)
+            for weight in FUSION_WEIGHTS
+        }
+        best = max(recall, key=lambda weight: (recall[weight], -abs(weight - 0.5)))
+        return figures | {
+            "photo_only_recall_at_1": recall[0.0],
+            "title_only_recall_at_1": recall[1.0],
+            "photo_and_title_recall_at_1": recall[best],
+            "text_query_weight": best,
         }
 
+    def by_product(self, query_QD: Tensor, catalog_ND: Tensor, shown_N: Tensor) -> Tensor:
+        """(Q, P) best cosine over each held-out product's catalog crops; -inf for a product without any."""
+        scores_QN = query_QD @ catalog_ND.T
+        best_QP = torch.full((len(query_QD), len(self.held_out.products)), -torch.inf)
+        return best_QP.scatter_reduce(1, shown_N.expand(len(query_QD), -1), scores_QN, "amax")
 
-@torch.inference_mode()
-def embed(net: nn.Module, crops: CropSet, size_px: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Unit embeddings (N, D) and category logits (N, C) of all crops, as they are, on the CPU."""
-    parts = []
-    for rows in np.array_split(np.arange(len(crops.tiles_NTT3)), -(-len(crops.tiles_NTT3) // EVALUATE_BATCH)):
-        tiles_N3TT, boxes_N4 = tensors(crops, rows, device)
-        parts.append([part.cpu() for part in net(normalized(letterbox(tiles_N3TT, padded(boxes_N4), size_px)))])
-    return torch.cat([unit for unit, _ in parts]), torch.cat([logits for _, logits in parts])
+    @torch.inference_mode()
+    def embed(self, crops: CropSet, device: torch.device) -> tuple[Tensor, Tensor | None]:
+        """Unit embeddings (N, D) and category logits (N, C) of all crops, as the bundle sees them, on the CPU."""
+        units, logits = [], []
+        preprocess = self.config.preprocess
+        for rows in np.array_split(np.arange(len(crops.tiles_NTT3)), -(-len(crops.tiles_NTT3) // EVALUATE_BATCH)):
+            tiles_N3TT, boxes_N4 = tensors(crops, rows, device)
+            images = framed(tiles_N3TT, padded(boxes_N4), preprocess.size_px, fit_of(preprocess))
+            with torch.autocast(device.type, torch.bfloat16):
+                unit_ND, logits_NC = self.network["net"](normalized(images, preprocess))
+            units.append(unit_ND.float().cpu())
+            logits += [] if logits_NC is None else [logits_NC.float().cpu()]
+        return torch.cat(units), torch.cat(logits) if logits else None
+
+
+def labels_of(crops: CropSet) -> tuple[str, ...]:
+    """The categories that training knows, sorted: the outputs of the head."""
+    return tuple(sorted({product.category for product in crops.products if product.category}))
+
+
+def build_sampler(config: TrainEncoderConfig, crops: CropSet) -> ProductSampler | PhotoSampler:
+    """The sampler of the settings. Raises JobError where the set is too small for a batch."""
+    try:
+        if config.sampler == "photos":
+            return PhotoSampler(crops.domains_N, config.batch_products * config.batch_images, config.shop_frac)
+        styles = np.array([product.style for product in crops.products])[crops.products_N]
+        return ProductSampler(crops.products_N, crops.domains_N, styles, config.batch_products, config.batch_images)
+    except ValueError as error:
+        raise JobError(f"train_encoder.{error}; set smaller train_encoder.batch_products and batch_images") from error
+
+
+def start_from(net: EmbeddingNet, path: Path, config: TrainEncoderConfig) -> None:
+    """Loads a bundle's weights, or a plain backbone's; the rest stays as it is. Raises JobError for another architecture's."""
+    try:
+        plain = EncoderConfig(kind="torchvision", arch=config.arch)
+        tensors = {key: tensor.float() for key, tensor in read_tensors(path).items()}
+        trained = any(key.startswith("backbone.") for key in tensors)
+        tensors = tensors if trained else embedding_keys(tensors, plain, path)
+        own = net.state_dict()
+        fits = {key: tensor for key, tensor in tensors.items() if key in own and tensor.shape == own[key].shape}
+        kept = {key: tensor for key, tensor in own.items() if not key.startswith("backbone.") and key not in fits}
+        load_exactly(net, {key: t for key, t in tensors.items() if key.startswith("backbone.")} | kept | fits, path, config.arch)
+    except BundleError as error:
+        raise JobError(f"train_encoder.start: {error}; set train_encoder.arch to what it was trained with") from error
+
+
+def freeze_norms(network: nn.Module) -> None:
+    """Batch norms in evaluation mode; their scales and shifts go on learning."""
+    for layer in network.modules():
+        if isinstance(layer, nn.modules.batchnorm._BatchNorm):
+            layer.eval()
+
+
+def fit_of(preprocess: Preprocess) -> str:
+    """How `framed` shows a crop. Raises JobError for a preprocessing that cuts parts of it away."""
+    if preprocess.resize == "shorter_side_crop":
+        raise JobError("train_encoder.preprocess.resize=shorter_side_crop: a trained encoder sees the whole crop: pad or squash")
+    return preprocess.resize
 
 
 def tensors(crops: CropSet, rows: np.ndarray, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -113,9 +264,17 @@ def tensors(crops: CropSet, rows: np.ndarray, device: torch.device) -> tuple[Ten
     return tiles, torch.from_numpy(crops.boxes_N4[rows]).to(device)
 
 
-def normalized(images_N3SS: Tensor) -> Tensor:
+def normalized(images_N3SS: Tensor, preprocess: Preprocess) -> Tensor:
     """Images in 0..1 as the encoder's Preprocess gives them to the network."""
-    mean, std = (
-        torch.tensor(values, device=images_N3SS.device).view(3, 1, 1) for values in (Preprocess().mean, Preprocess().std)
-    )
+    mean, std = (torch.tensor(values, device=images_N3SS.device).view(3, 1, 1) for values in (preprocess.mean, preprocess.std))
     return ((images_N3SS - mean) / std).contiguous(memory_format=torch.channels_last)
+
+
+def ranks(best_QP: Tensor, true_Q: Tensor) -> Tensor:
+    """(Q,) how many products come before the true one."""
+    return (best_QP > best_QP.gather(1, true_Q[:, None])).sum(1)
+
+
+def share(right_Q: Tensor) -> float:
+    """Share of true values."""
+    return float(right_Q.float().mean())

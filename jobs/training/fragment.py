@@ -14,7 +14,7 @@ from serve.vision.spec import BundleConfig
 
 
 def write_fragment(folder: Path, name: str, part: str, spec: Mapping[str, Any], weights: Mapping[str, Tensor]) -> Path:
-    """Puts `part` ("detector" or "encoder") into the bundle at `folder`: weights in fp16, and its entry in bundle.json.
+    """Puts `part` ("detector", "encoder" or "text") into the bundle at `folder`: weights in fp16, and its entry in bundle.json.
 
     `spec` holds the fields of the part's own settings but `weights`. Each file is replaced in one step, bundle.json last;
     trainings that end at the same time wait for each other. Returns the weights file.
@@ -34,6 +34,14 @@ def write_fragment(folder: Path, name: str, part: str, spec: Mapping[str, Any], 
         partial.write_text(bundle.model_dump_json(indent=2, exclude_defaults=True) + "\n")
         partial.replace(path)
     return file
+
+
+def write_tokenizer(folder: Path, source: Path) -> None:
+    """Puts a tokenizer into the bundle at `folder`, in one step; its entry is in the text part's."""
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = folder / f"{source.name}.partial"
+    partial.write_bytes(source.read_bytes())
+    partial.replace(folder / source.name)
 
 
 def log_curve(registry: RegistryConfig, run_name: str, settings: Mapping[str, Any], history: list[dict[str, float]]) -> str:

@@ -1,8 +1,10 @@
-"""Batches of P products x K photos, half from the shop and half from the street, colour siblings together."""
+"""Batches of P products x K photos, half from the shop and half from users, siblings together; or of single photos."""
 
 from collections.abc import Iterator
 
 import numpy as np
+
+from jobs.training.crops import USER
 
 
 class ProductSampler:
@@ -54,3 +56,32 @@ class ProductSampler:
             if count
         ]
         return np.concatenate(picked)
+
+
+class PhotoSampler:
+    """Batches of indexes: every user photo once a pass, and `shop_frac` of each batch catalog photos, drawn at random.
+
+    For losses with a learned proxy a product, which need no pairs inside a batch. Without user photos, every photo once a pass.
+
+    Raises:
+        ValueError: fewer photos than one batch.
+    """
+
+    def __init__(self, domains_N: np.ndarray, batch_size: int, shop_frac: float) -> None:
+        users_N = domains_N == USER
+        self.photos = np.flatnonzero(users_N) if users_N.any() else np.arange(len(domains_N))
+        self.shop = np.flatnonzero(~users_N) if users_N.any() else np.empty(0, np.int64)
+        self.num_shop = round(shop_frac * batch_size) if len(self.shop) else 0
+        self.num_photos = batch_size - self.num_shop
+        if len(self.photos) < self.num_photos:
+            raise ValueError(f"a batch of {batch_size} photos: the training set has {len(self.photos)}")
+
+    def __len__(self) -> int:
+        return len(self.photos) // self.num_photos
+
+    def batches(self, rng: np.random.Generator) -> Iterator[np.ndarray]:
+        """One pass: (batch_size,) int64 indexes a batch."""
+        order = rng.permutation(self.photos)
+        for start in range(0, len(self) * self.num_photos, self.num_photos):
+            shop = rng.choice(self.shop, self.num_shop, replace=self.num_shop > len(self.shop))
+            yield np.concatenate([order[start : start + self.num_photos], shop]).astype(np.int64)

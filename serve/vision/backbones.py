@@ -44,11 +44,20 @@ class EmbeddingNet(nn.Module):
     `embedding_dim`: D of the projection; None = no projection, D = F.
     `num_labels`: C of the head; 0 = no head.
     `tf_same_padding`: stride-2 convolutions pad as TensorFlow does (see `SamePadConv2d`).
-    Keys of the state dict: backbone.*, projection.weight, head.weight, head.bias.
+    `spatial_transformer`: a SpatialTransformer before the backbone.
+    Keys of the state dict: backbone.*, projection.weight, head.weight, head.bias, transformer.*.
     """
 
-    def __init__(self, arch: str, embedding_dim: int | None, num_labels: int, tf_same_padding: bool = False) -> None:
+    def __init__(
+        self,
+        arch: str,
+        embedding_dim: int | None,
+        num_labels: int,
+        tf_same_padding: bool = False,
+        spatial_transformer: bool = False,
+    ) -> None:
         super().__init__()
+        self.transformer = SpatialTransformer() if spatial_transformer else None
         self.backbone, num_features = headless(arch)
         if tf_same_padding:
             pad_as_tensorflow(self.backbone)
@@ -58,10 +67,46 @@ class EmbeddingNet(nn.Module):
 
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         """(N, 3, S, S) preprocessed images -> (N, D) unit embeddings and (N, C) logits or None."""
+        if self.transformer is not None:
+            images = self.transformer(images)
         features = self.backbone(images)
         if self.projection is not None:
             features = self.projection(features)
         return functional.normalize(features.float()), None if self.head is None else self.head(features)
+
+
+class SpatialTransformer(nn.Module):
+    """Turns, shifts and zooms each image by an affine map that a small network reads off it (arXiv:1506.02025).
+
+    Starts as the identity. The network looks at the image shrunk to LOOK_PX.
+    """
+
+    LOOK_PX = 48
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.look = nn.Sequential(
+            nn.Conv2d(3, 16, 5, 2, 2), nn.ReLU(), nn.Conv2d(16, 32, 3, 2, 1), nn.ReLU(), nn.Conv2d(32, 32, 3, 2, 1), nn.ReLU(),
+            nn.Flatten(), nn.Linear(32 * 6 * 6, 32), nn.ReLU(),
+        )  # fmt: skip
+        self.affine = nn.Linear(32, 6)
+        nn.init.zeros_(self.affine.weight)
+        with torch.no_grad():
+            self.affine.bias.copy_(torch.tensor([1.0, 0, 0, 0, 1, 0]))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """(N, 3, S, S) -> the same shape, edges repeated beyond the image."""
+        small = functional.interpolate(images, size=(self.LOOK_PX, self.LOOK_PX), mode="bilinear", align_corners=False)
+        theta = self.affine(self.look(small)).view(-1, 2, 3)
+        side = images.shape[-1]
+        ticks = (torch.arange(side, device=images.device, dtype=theta.dtype) * 2 + 1) / side - 1
+        rows, columns = torch.meshgrid(ticks, ticks, indexing="ij")
+        points = torch.stack([columns, rows, torch.ones_like(rows)], -1).view(1, -1, 3)
+        grid = torch.matmul(points, theta.transpose(1, 2)).view(-1, side, side, 2)
+        warped: torch.Tensor = functional.grid_sample(
+            images, grid.to(images.dtype), mode="bilinear", padding_mode="border", align_corners=False
+        )
+        return warped
 
 
 class Inference(nn.Module):
@@ -106,6 +151,12 @@ class SamePadConv2d(nn.Conv2d):
         (height, width), before = self.kernel_size, [(side - 2) // 2 for side in self.kernel_size]
         pads = (before[1], width - 2 - before[1], before[0], height - 2 - before[0])
         return functional.conv2d(functional.pad(input, pads), self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
+
+
+def layers_of(backbone: nn.Module) -> list[nn.Module]:
+    """The parts of a torchvision backbone in the order that an image passes them."""
+    features = getattr(backbone, "features", None)
+    return list(features.children() if isinstance(features, nn.Module) else backbone.children())
 
 
 def pad_as_tensorflow(network: nn.Module) -> None:

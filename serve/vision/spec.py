@@ -127,6 +127,7 @@ class EncoderConfig(Spec):
     weights: str | None = Field(None, description="file, or a tag of the library's own download ('download' = default)")
     embedding_dim: int | None = Field(None, ge=8, description="of the projection; none = the penultimate layer as it is")
     tf_same_padding: bool = Field(False, description="stride-2 convolutions pad right and bottom, as TensorFlow does")
+    spatial_transformer: bool = Field(False, description="a learned turn, shift and zoom before the backbone")
     labels: tuple[str, ...] = Field((), description="categories of the head, in output order; () = no head")
     preprocess: Preprocess = Preprocess()
     runtime: CpuRuntime = CpuRuntime()

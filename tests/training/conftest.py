@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.training.photos import Split, part_path, write_part
+from jobs.training.generated import Split, part_path, write_part
 
 
 @pytest.fixture(scope="session")

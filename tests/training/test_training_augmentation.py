@@ -1,13 +1,19 @@
 """Augmentation: the encoder sees the serving side's picture, and boxes move with what they hold."""
 
+from typing import Literal
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from jobs.training.augmentation import crop_augmented, jittered, letterbox, padded, relit, scene_augmented
+from jobs.config import AugmentConfig
+from jobs.training.augmentation import crop_augmented, framed, jittered, padded, relit, scene_augmented, zoomed
 from serve.vision.preprocess import square
 from serve.vision.spec import Preprocess
+
+EVERYTHING = AugmentConfig(quarter_turn_frac=0.5, mirror_frac=0.5, min_area_frac=0.4, dark_frac=0.5, noise_frac=0.5)
+NOTHING = AugmentConfig(rotation_deg=0, jitter_frac=0, relight=0, erase_frac=0, blur_frac=0, jpeg_frac=0)
 
 
 def smooth_picture(side_px: int) -> np.ndarray:
@@ -22,12 +28,13 @@ def as_tensor(pixels: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None].float() / 255
 
 
+@pytest.mark.parametrize("fit", ["pad", "squash"])
 @pytest.mark.parametrize("box", [(20, 30, 100, 70), (10, 10, 50, 110), (0, 0, 160, 160)])
-def test_letterbox_is_the_serving_side_of_the_same_crop(box: tuple[int, int, int, int]) -> None:
+def test_a_frame_is_the_serving_side_of_the_same_crop(box: tuple[int, int, int, int], fit: Literal["pad", "squash"]) -> None:
     pixels = smooth_picture(160)
     x0, y0, x1, y1 = box
-    served = square(pixels[y0:y1, x0:x1], Preprocess(size_px=64, resize="pad", pad_value=255))
-    trained = letterbox(as_tensor(pixels), torch.tensor([box]) / 160, 64)[0].permute(1, 2, 0).numpy() * 255
+    served = square(pixels[y0:y1, x0:x1], Preprocess(size_px=64, resize=fit, pad_value=255))
+    trained = framed(as_tensor(pixels), torch.tensor([box]) / 160, 64, fit)[0].permute(1, 2, 0).numpy() * 255
     difference = np.abs(trained - served)
     assert np.median(difference) < 1.5
     assert difference.mean() < 4.0  # the edge of the white may lie one pixel off
@@ -35,7 +42,7 @@ def test_letterbox_is_the_serving_side_of_the_same_crop(box: tuple[int, int, int
 
 def test_light_leaves_the_white_beside_a_crop() -> None:
     rng = torch.Generator().manual_seed(1)
-    image = letterbox(as_tensor(smooth_picture(64)), torch.tensor([[0.4, 0.0, 0.6, 1.0]]), 32, relight=rng)
+    image = framed(as_tensor(smooth_picture(64)), torch.tensor([[0.4, 0.0, 0.6, 1.0]]), 32, "pad", relight=rng)
     assert bool((image[..., 0] == 1).all())
     assert not bool((image[..., 16] == 1).all())
 
@@ -43,7 +50,9 @@ def test_light_leaves_the_white_beside_a_crop() -> None:
 def test_crops_stay_in_range_and_follow_the_seed() -> None:
     tiles = as_tensor(smooth_picture(64)).repeat(8, 1, 1, 1)
     boxes = torch.tensor([[0.2, 0.2, 0.8, 0.7]]).repeat(8, 1)
-    first, second, other = (crop_augmented(tiles, boxes, 32, torch.Generator().manual_seed(seed)) for seed in (5, 5, 6))
+    first, second, other = (
+        crop_augmented(tiles, boxes, 32, "pad", EVERYTHING, torch.Generator().manual_seed(seed)) for seed in (5, 5, 6)
+    )
     assert first.shape == (8, 3, 32, 32)
     assert float(first.min()) >= 0
     assert float(first.max()) <= 1
@@ -82,3 +91,32 @@ def test_light_turns_no_hue() -> None:
     grey_red = torch.tensor([0.6, 0.3, 0.3]).view(1, 3, 1, 1).repeat(32, 1, 4, 4)
     lit = relit(grey_red, torch.Generator().manual_seed(0))
     assert bool((lit[:, 0] > lit[:, 1:].amax(1)).all()), "red stays the strongest channel"
+
+
+def test_what_is_switched_off_is_not_done() -> None:
+    tiles, boxes = as_tensor(smooth_picture(64)), torch.tensor([[0.2, 0.2, 0.8, 0.7]])
+    untouched = crop_augmented(tiles, boxes, 32, "squash", NOTHING, torch.Generator().manual_seed(0))
+    torch.testing.assert_close(untouched, framed(tiles, boxes, 32, "squash"))
+    for switch in (
+        {"mirror_frac": 1.0},
+        {"quarter_turn_frac": 1.0},
+        {"dark_frac": 1.0},
+        {"min_area_frac": 0.2},
+        {"noise_frac": 1.0},
+    ):
+        changed = crop_augmented(tiles, boxes, 32, "squash", NOTHING.model_copy(update=switch), torch.Generator().manual_seed(3))
+        assert not torch.allclose(changed, untouched, atol=1e-3), switch
+
+
+def test_a_mirrored_frame_is_the_frame_mirrored() -> None:
+    tiles, boxes = as_tensor(smooth_picture(64)), torch.tensor([[0.2, 0.1, 0.8, 0.7]])
+    plain, mirrored = (framed(tiles, boxes, 32, "squash", mirrored_N=torch.tensor([m])) for m in (False, True))
+    torch.testing.assert_close(mirrored, plain.flip(3), atol=1e-4, rtol=0)
+
+
+def test_a_zoomed_box_lies_in_its_box() -> None:
+    boxes = torch.tensor([[0.1, 0.2, 0.9, 0.6]]).repeat(50, 1)
+    parts = zoomed(boxes, torch.Generator().manual_seed(0), 0.3)
+    assert bool((parts[:, :2] >= boxes[:, :2] - 1e-6).all()) and bool((parts[:, 2:] <= boxes[:, 2:] + 1e-6).all())
+    shares = (parts[:, 2:] - parts[:, :2]).prod(1) / 0.32
+    assert float(shares.min()) > 0.25 and float(shares.max()) <= 1 + 1e-6

@@ -17,7 +17,7 @@ from ray.train.v2.api.exceptions import WorkerGroupError
 from torch import Tensor, nn
 
 from jobs.config import JobError
-from jobs.training.loop import Plan, train
+from jobs.training.loop import Averaged, Plan, train
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import a test
 
@@ -82,3 +82,19 @@ def test_another_plan_is_another_training(tmp_path: Path) -> None:
     first = plan(tmp_path)
     assert first.run_name == Plan(**{**first.__dict__, "threads": 2, "folder": tmp_path / "moved"}).run_name
     assert first.run_name != Plan(**{**first.__dict__, "epochs": 5}).run_name
+
+
+def test_the_average_follows_the_weights_and_is_shown_only_for_a_while() -> None:
+    network = nn.Linear(1, 1, bias=False)
+    network.weight.data.fill_(0.0)
+    averaged = Averaged(network, 0.5)
+    network.weight.data.fill_(1.0)
+    averaged.update()
+    averaged.update()
+    with averaged.shown():
+        shown = float(network.weight.detach())
+    assert 0.9 < shown < 1 and float(network.weight.detach()) == 1
+    again = Averaged(network, 0.5)
+    again.load_state_dict(averaged.state_dict())
+    with again.shown():
+        assert float(network.weight.detach()) == shown

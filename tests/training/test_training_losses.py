@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from jobs.render.products import make_products
-from jobs.training.losses import LOSSES, AttributeLoss, attributes_of, build_loss
+from jobs.training.generated import attributes_of
+from jobs.training.losses import LOSSES, AttributeLoss, build_loss
 
 
 @pytest.mark.parametrize("name", sorted(LOSSES))
@@ -43,7 +44,7 @@ def test_attributes_are_what_a_photo_shows() -> None:
 def test_attribute_loss_learns_and_skips_what_is_missing() -> None:
     torch.manual_seed(0)
     products = make_products(12, 3)
-    loss_of = AttributeLoss(products, 16)
+    loss_of = AttributeLoss([attributes_of(product) for product in products], 16)
     points = torch.randn(12, 16, requires_grad=True)
     optimizer = torch.optim.Adam([points, *loss_of.parameters()], lr=0.05)
     values = []
@@ -59,7 +60,7 @@ def test_attribute_loss_learns_and_skips_what_is_missing() -> None:
 
 def test_attribute_loss_is_the_mean_of_each_attribute_s_cross_entropy() -> None:
     products = make_products(5, 3)
-    loss_of = AttributeLoss(products, 8)
+    loss_of = AttributeLoss([attributes_of(product) for product in products], 8)
     points = torch.nn.functional.normalize(torch.randn(5, 8))
     values = sorted({pair for product in products for pair in attributes_of(product).items()})
     logits = loss_of.head(points * 16)

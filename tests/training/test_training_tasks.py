@@ -1,32 +1,41 @@
 """Both networks learn a tiny set in a few steps, and what they leave behind opens as a bundle."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import torchvision
+from safetensors.torch import save_file
 
-from jobs.config import TrainDetectorConfig, TrainEncoderConfig
+from jobs.config import JobError, TrainDetectorConfig, TrainEncoderConfig, TrainTextConfig
 from jobs.render.catalog import CATEGORIES
 from jobs.training.detector_task import DetectorTask
-from jobs.training.encoder_task import EncoderTask
-from jobs.training.fragment import log_curve, write_fragment
+from jobs.training.encoder_task import EncoderTask, TextPart
+from jobs.training.fragment import log_curve, write_fragment, write_tokenizer
+from jobs.training.generated import Split, load_training
 from jobs.training.loop import Task
-from jobs.training.photos import Split
+from jobs.training.texts import train_tokenizer
 from serve.settings import RegistryConfig
 from serve.vision.bundle import Bundle
 from serve.vision.spec import RuntimeConfig
 
 CPU = torch.device("cpu")
-LABELS = tuple(spec.path for spec in CATEGORIES)
+CATEGORY_PATHS = {spec.path for spec in CATEGORIES}
 
 
 def encoder_task(split: Split, photos: Path, **settings: object) -> EncoderTask:
     config = TrainEncoderConfig.model_validate(
         {"input_px": [48], "embedding_dim": 32, "batch_products": 4, "batch_images": 4, **settings}
     )
-    return EncoderTask(config, split, split, photos, LABELS)
+    return EncoderTask(config, partial(load_training, split, split, photos))
+
+
+def net_of(task: EncoderTask) -> dict[str, torch.Tensor]:
+    """The encoder's own weights."""
+    return dict(task.network["net"].state_dict())
 
 
 def detector_task(split: Split, photos: Path) -> DetectorTask:
@@ -59,6 +68,78 @@ def test_detector_loss_falls(tiny_split: Split, tiny_photos: Path) -> None:
     assert np.mean(values[-3:]) < 0.8 * np.mean(values[:3])
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"loss": "cosface", "sampler": "photos", "batch_images": 2, "generated_query_frac": 0.5},
+        {"loss": "triplet_hard", "adaptation": "adversarial", "spatial_transformer": True},
+        {"loss": "multi_similarity", "adaptation": "moments", "preprocess": {"size_px": 48, "resize": "squash"}},
+    ],
+)
+def test_every_switch_gives_a_finite_loss_that_moves_the_network(
+    tiny_split: Split, tiny_photos: Path, settings: dict[str, object]
+) -> None:
+    task = encoder_task(tiny_split, tiny_photos, **settings)
+    before = task.network["net"].projection.weight.detach().clone()
+    assert np.isfinite(values_of_steps(task, 2, 1e-3)).all()
+    assert not torch.equal(before, task.network["net"].projection.weight)
+
+
+def test_text_is_learned_beside_photos_and_opens_in_the_bundle(tiny_split: Split, tiny_photos: Path, tmp_path: Path) -> None:
+    load = partial(load_training, tiny_split, tiny_split, tiny_photos)
+    config = TrainTextConfig(weight=1.0, vocabulary=200, max_tokens=24, width=32, heads=2, learning_rate=3e-3, drop_frac=0.0)
+    texts = [text for product in load().learn.products for text in product.texts]
+    spec = train_tokenizer(texts, config, tmp_path / "tokenizer.json")
+    settings = {"input_px": [48], "embedding_dim": 32, "batch_products": 4, "text": config.model_dump()}
+    task = EncoderTask(TrainEncoderConfig.model_validate(settings), load, TextPart(spec, tmp_path / "tokenizer.json"))
+    values_of_steps(task, 12, 1e-3)
+    task.network.eval()
+    figures = task.figures(CPU)
+    assert figures["text_recall_at_10"] == 1.0, "8 products: all are among the first ten"
+    assert figures["photo_and_title_recall_at_1"] >= max(figures["photo_only_recall_at_1"], figures["title_only_recall_at_1"])
+
+    folder = tmp_path / "bundle"
+    seen = {"kind": "torchvision", "arch": "mobilenet_v3_small", "embedding_dim": 32, "labels": task.labels,
+            "preprocess": {"size_px": 48, "resize": "pad"}}  # fmt: skip
+    write_tokenizer(folder, tmp_path / "tokenizer.json")
+    write_fragment(folder, "tiny", "encoder", seen, net_of(task))
+    assert task.text is not None
+    write_fragment(folder, "tiny", "text", spec.model_dump(), task.text.net.state_dict())
+    bundle = Bundle.load(folder, RuntimeConfig())
+    expected = task.text.embed(["a red hat"], CPU).numpy()
+    np.testing.assert_allclose(bundle.encode_texts(["a red hat"]), expected, atol=5e-3)  # weights are kept in fp16
+
+
+def test_a_catalog_without_texts_or_with_other_weights_says_what_to_do(
+    tiny_split: Split, tiny_photos: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=r"no product has a title .*set it to 0"):
+        train_tokenizer([" "], TrainTextConfig(weight=1.0), tmp_path / "tokenizer.json")
+    other = tmp_path / "other.safetensors"
+    save_file({"backbone.some.weight": torch.zeros(1)}, other)
+    with pytest.raises(JobError, match=r"not the weights of mobilenet_v3_small.*set train_encoder\.arch"):
+        encoder_task(tiny_split, tiny_photos, start=other)
+    with pytest.raises(JobError, match=r"batch_products=40: the training set has 8 products.*set smaller"):
+        encoder_task(tiny_split, tiny_photos, batch_products=40)
+
+
+def test_training_goes_on_from_its_own_weights_and_from_a_plain_backbone(
+    tiny_split: Split, tiny_photos: Path, tmp_path: Path
+) -> None:
+    first = encoder_task(tiny_split, tiny_photos)
+    save_file(net_of(first), tmp_path / "own.safetensors")
+    again = encoder_task(tiny_split, tiny_photos, start=tmp_path / "own.safetensors", seed=99)
+    torch.testing.assert_close(again.network["net"].projection.weight, first.network["net"].projection.weight)
+    plain = torchvision.models.mobilenet_v3_small(weights=None)
+    save_file(plain.state_dict(), tmp_path / "plain.safetensors")
+    started = encoder_task(tiny_split, tiny_photos, start=tmp_path / "plain.safetensors", frozen_layers=2, frozen_norms=True)
+    values_of_steps(started, 2, 1e-2)
+    features = started.network["net"].backbone.features
+    torch.testing.assert_close(features[0][0].weight, plain.features[0][0].weight)
+    torch.testing.assert_close(features[0][1].running_mean, plain.features[0][1].running_mean)
+    assert not torch.equal(features[-1][0].weight, plain.features[-1][0].weight)
+
+
 def test_an_epoch_is_the_same_whenever_it_is_run(tiny_split: Split, tiny_photos: Path) -> None:
     tasks = [encoder_task(tiny_split, tiny_photos) for _ in range(2)]
     first, second = ([float(loss.detach()) for loss in task.losses(3, CPU)] for task in tasks)
@@ -79,17 +160,17 @@ def test_fragments_open_as_a_bundle(tiny_split: Split, tiny_photos: Path, tmp_pa
     preprocess = {"size_px": 96, "resize": "squash", "mean": (0.5,) * 3, "std": (0.5,) * 3}
     found = {"kind": "torchvision", "arch": "ssdlite320_mobilenet_v3_large", "labels": ("item",), "preprocess": preprocess}
     write_fragment(folder, "tiny", "detector", found, detector.shipped().state_dict())
-    seen = {"kind": "torchvision", "arch": "mobilenet_v3_small", "embedding_dim": 32, "labels": LABELS,
+    seen = {"kind": "torchvision", "arch": "mobilenet_v3_small", "embedding_dim": 32, "labels": encoder.labels,
             "preprocess": {"size_px": 48, "resize": "pad"}}  # fmt: skip
-    write_fragment(folder, "tiny", "encoder", seen, encoder.shipped().state_dict())
+    write_fragment(folder, "tiny", "encoder", seen, net_of(encoder))
     assert sum(path.stat().st_size for path in folder.iterdir()) < 15_000_000
     assert set(json.loads((folder / "bundle.json").read_text())) == {"name", "detector", "encoder"}
     assert (folder / "encoder.safetensors").stat().st_mode & 0o044, "others may read it"
 
     bundle = Bundle.load(folder, RuntimeConfig())
-    assert (bundle.name, bundle.dim, tuple(bundle.labels)) == ("tiny", 32, LABELS)
+    assert (bundle.name, bundle.dim, tuple(bundle.labels)) == ("tiny", 32, encoder.labels)
     (features,) = bundle.analyse([np.full((120, 90, 3), 128, np.uint8)])
-    assert features[0].category in LABELS
+    assert features[0].category in CATEGORY_PATHS
     np.testing.assert_allclose(np.linalg.norm(features[0].embedding), 1, atol=1e-3)
 
 

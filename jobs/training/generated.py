@@ -1,4 +1,4 @@
-"""Generated photos that the trainings learn from: rendered once, part by part, kept as arrays, the marker last.
+"""Generated photos that both trainings can learn from: rendered once, part by part, kept as arrays, the marker last.
 
 Letters: N crops, M scenes, T side of a tile, S side of a scene; boxes are x0, y0, x1, y1 as shares of the sides (0..1).
 """
@@ -18,22 +18,10 @@ from jobs.raydata.session import progress
 from jobs.render.products import RenderedProduct, make_products
 from jobs.render.scenes import street_scene
 from jobs.render.studio import NUM_VIEWS, cutout, studio_photo
+from jobs.training.crops import PLAIN, SHOP, USER, CropSet, TrainingProduct, TrainingSet, tile_of
 
-SHOP, PLAIN, STREET = 0, 1, 2  # domain of a crop: whole studio photo, box on plain ground, box in a street scene
 DETECTOR_PX = 320  # side of a kept scene: the input of SSDlite320
-CONTEXT = 1.35  # side of a tile's window, in longer sides of its box: room for padding, jitter and rotation
 PLAIN_PER_PRODUCT = 2
-
-
-@dataclass(frozen=True)
-class CropSet:
-    """Crops to embed. `tiles` hold context around each box."""
-
-    tiles_NTT3: np.ndarray  # uint8 RGB
-    boxes_N4: np.ndarray  # float32
-    products_N: np.ndarray  # int64, row of the product in `products`
-    domains_N: np.ndarray  # int64: SHOP, PLAIN, STREET
-    products: tuple[RenderedProduct, ...]
 
 
 @dataclass(frozen=True)
@@ -130,7 +118,7 @@ def render_part(split: Split, part: int) -> dict[str, np.ndarray]:
         chosen = rng.choice(len(products), min(len(products), int(rng.integers(1, 5))), replace=False)
         scene = street_scene([products[index] for index in chosen], rng, split.scene_px)
         for box, product_id in zip(scene.boxes_N4, scene.product_ids, strict=True):
-            crops.append((*tile_of(scene.pixels, box, split.tile_px), row_of[product_id], STREET))
+            crops.append((*tile_of(scene.pixels, box, split.tile_px), row_of[product_id], USER))
         small = Image.fromarray(scene.pixels).resize((DETECTOR_PX, DETECTOR_PX), Image.Resampling.BILINEAR)
         scenes.append((np.asarray(small), scene.boxes_N4 / split.scene_px, True))
     return {
@@ -158,17 +146,6 @@ def on_plain_ground(product: RenderedProduct, rng: np.random.Generator, px: int)
     return np.asarray(ground), box
 
 
-def tile_of(pixels: np.ndarray, box: np.ndarray, tile_px: int) -> tuple[np.ndarray, np.ndarray]:
-    """A square window around an xyxy box, edges repeated beyond the photo: (T, T, 3) uint8, and the box inside it (0..1)."""
-    side = CONTEXT * float(max(box[2] - box[0], box[3] - box[1]))
-    left, top = (box[:2] + box[2:]) / 2 - side / 2
-    margin = int(np.ceil(side))
-    wide = np.pad(pixels, ((margin, margin), (margin, margin), (0, 0)), mode="edge")
-    window = (left + margin, top + margin, left + margin + side, top + margin + side)
-    tile = Image.fromarray(wide).resize((tile_px, tile_px), Image.Resampling.BILINEAR, box=window)
-    return np.asarray(tile), ((box - [left, top, left, top]) / side).astype(np.float32)
-
-
 def columns(folder: Path, *names: str) -> list[np.ndarray]:
     """The named arrays over all parts, in order. Raises FileNotFoundError where the split is not done."""
     if not (folder / "done.json").is_file():
@@ -183,7 +160,31 @@ def columns(folder: Path, *names: str) -> list[np.ndarray]:
 def load_crops(split: Split, root: Path) -> CropSet:
     """All crops of a rendered split, in memory."""
     tiles, boxes, rows, domains = columns(split.folder(root.resolve()), "tiles", "tile_boxes", "tile_products", "tile_domains")
-    return CropSet(tiles, boxes, rows, domains, tuple(make_products(split.num_products, split.seed)))
+    products = tuple(training_product(product) for product in make_products(split.num_products, split.seed))
+    return CropSet(tiles, boxes, rows, domains, products)
+
+
+def load_training(learn: Split, held_out: Split, root: Path) -> TrainingSet:
+    """Both splits; every held-out product is one that training has not seen."""
+    measured = load_crops(held_out, root)
+    return TrainingSet(load_crops(learn, root), measured, np.ones(int((measured.domains_N == USER).sum()), bool))
+
+
+def training_product(product: RenderedProduct) -> TrainingProduct:
+    """A generated product with everything that its photos show."""
+    texts = (product.title, product.description)
+    return TrainingProduct(product.product_id, product.group_id, product.category, texts, attributes_of(product))
+
+
+def attributes_of(product: RenderedProduct) -> dict[str, str]:
+    """Attribute -> word, of everything a photo of the product shows."""
+    words = {name: getattr(product, name) for name in ("main_colour", "accent_colour", "pattern", "texture")}
+    words |= {f"{product.spec.leaf} {name}": word for name, word in product.shape}
+    if product.pattern != "plain":
+        words |= {"pattern_size": product.pattern_size, "pattern_turn": product.pattern_turn}
+    if product.logo:
+        words |= {"logo": product.logo, "logo_colour": product.logo_colour}
+    return words
 
 
 def load_scenes(split: Split, root: Path) -> SceneSet:

@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jobs.training.photos import PLAIN, SHOP, STREET, Split, load_crops, load_scenes, render_part, render_split, tile_of
+from jobs.training.crops import PLAIN, SHOP, USER, tile_of
+from jobs.training.generated import Split, load_crops, load_scenes, render_part, render_split
 
 
 def test_every_product_is_seen_in_every_domain(tiny_split: Split, tiny_photos: Path) -> None:
@@ -15,7 +16,7 @@ def test_every_product_is_seen_in_every_domain(tiny_split: Split, tiny_photos: P
     assert crops.tiles_NTT3.shape[1:] == (64, 64, 3)
     for domain, share in ((SHOP, 3), (PLAIN, 2)):
         np.testing.assert_array_equal(np.bincount(crops.products_N[crops.domains_N == domain]), share)
-    assert (crops.domains_N == STREET).sum() >= tiny_split.num_scenes
+    assert (crops.domains_N == USER).sum() >= tiny_split.num_scenes
     assert (crops.boxes_N4[:, :2] < crops.boxes_N4[:, 2:]).all()
     assert crops.boxes_N4.min() >= 0
     assert crops.boxes_N4.max() <= 1

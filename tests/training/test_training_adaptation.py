@@ -1,0 +1,54 @@
+"""Adaptation brings two domains together: the critic's gradient comes back turned round, moments draw near."""
+
+import pytest
+import torch
+from torch.nn import functional
+
+from jobs.training.adaptation import DomainCritic, build_adaptation
+from jobs.training.crops import SHOP, USER
+
+DOMAINS = torch.tensor([SHOP] * 32 + [USER] * 32)
+
+
+def two_domains() -> torch.Tensor:
+    torch.manual_seed(0)
+    points = torch.randn(64, 8) * 0.3
+    points[32:] += 1.0
+    return points.requires_grad_()
+
+
+def gap(points: torch.Tensor) -> float:
+    return float((points[:32].mean(0) - points[32:].mean(0)).norm())
+
+
+def test_the_encoder_deceives_the_critic_while_the_critic_learns() -> None:
+    points, critic = two_domains(), build_adaptation("adversarial", 8)
+    assert isinstance(critic, DomainCritic)
+    critic(points, DOMAINS).backward()
+    turned, learned = points.grad, critic.critic[0].weight.grad
+    again = points.detach().requires_grad_()
+    critic.zero_grad()
+    functional.binary_cross_entropy_with_logits(critic.critic(again).squeeze(1), (DOMAINS == USER).float()).backward()
+    assert turned is not None and again.grad is not None and learned is not None
+    torch.testing.assert_close(turned, -again.grad)
+    torch.testing.assert_close(learned, critic.critic[0].weight.grad)
+
+
+def test_moments_draw_near() -> None:
+    points, loss_of = two_domains(), build_adaptation("moments", 8)
+    assert loss_of is not None
+    before = gap(points.detach())
+    optimizer = torch.optim.Adam([points], lr=0.02)
+    for _ in range(80):
+        optimizer.zero_grad()
+        loss_of(points, DOMAINS).backward()
+        optimizer.step()
+    assert gap(points.detach()) < 0.5 * before
+
+
+@pytest.mark.parametrize("domain", [SHOP, USER])
+def test_a_batch_of_one_domain_says_nothing(domain: int) -> None:
+    loss_of = build_adaptation("moments", 8)
+    assert loss_of is not None
+    assert float(loss_of(torch.randn(4, 8), torch.full((4,), domain))) == 0
+    assert build_adaptation("none", 8) is None
