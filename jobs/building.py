@@ -7,6 +7,7 @@
         shards/<shard>/     one folder a shard; appears whole
         entries/<shard>.json    sizes and digests of a finished shard
         evaluation.json     what evaluate_index measured and chose
+        waterfall.*         which stage lost which known answer: table, every miss, picture
         manifest.json       the last file; then the folder is renamed to releases/<release_id>
 
 releases/.wanted holds the id of the release that the newest input makes. One release is being built at a time: a plan for other
@@ -26,6 +27,7 @@ from serve.index.manifest import (
     HashEntry,
     InsidePath,
     Manifest,
+    OperatingPoint,
     Part,
     PartitionEntry,
     PartitionSpec,
@@ -40,6 +42,7 @@ CODE_VERSION = "0.1.0"  # of pyproject.toml (a test holds them together); the co
 PREFIX = ".building-"
 WANTED_FILE = ".wanted"
 WORK_FILES = ("staged", "entries", "plan.json", "evaluation.json")
+WATERFALL_FILES = ("waterfall.txt", "waterfall.json", "waterfall.png")  # they stay in the release, and go to MLflow
 
 
 class ShardPlan(Part):
@@ -89,6 +92,8 @@ class Evaluation(Part):
     passed: bool
     metrics: dict[str, float]
     specs: dict[str, PartitionSpec]  # by partition
+    points: dict[str, tuple[OperatingPoint, ...]]  # that they were chosen from
+    route_threshold: float
     hash: HashEntry
 
 
@@ -177,10 +182,8 @@ def hash_entry(found: HashExit) -> HashEntry:
     )
 
 
-def manifest_of(
-    folder: Path, plan: BuildPlan, specs: dict[str, PartitionSpec], hashes: HashEntry, metrics: dict[str, float]
-) -> Manifest:
-    """The manifest of the shards that were built. Raises JobError when one is missing."""
+def manifest_of(folder: Path, plan: BuildPlan, evaluation: Evaluation) -> Manifest:
+    """The manifest of the shards that were built, as they were measured. Raises JobError when one is missing."""
     entries = {shard.path: read_entry(folder, shard) for partition in plan.partitions for shard in partition.shards}
     missing = sorted(path for path, entry in entries.items() if entry is None)
     if missing:
@@ -191,20 +194,21 @@ def manifest_of(
         code_version=plan.code_version,
         tables=plan.tables,
         bundle=plan.bundle,
-        hash=hashes,
-        route_threshold=plan.route_threshold,
+        hash=evaluation.hash,
+        route_threshold=evaluation.route_threshold,
         num_buckets=plan.num_buckets,
         partition_depth=plan.partition_depth,
         partitions=tuple(
             PartitionEntry(
                 name=partition.name,
                 categories=partition.categories,
-                spec=specs[partition.name],
+                spec=evaluation.specs[partition.name],
                 template_digest=partition.template_digest,
+                points=evaluation.points.get(partition.name, ()),
                 shards=tuple(entry for shard in partition.shards if (entry := entries[shard.path]) is not None),
             )
             for partition in plan.partitions
         ),
         counts=plan.counts,
-        metrics=metrics,
+        metrics=evaluation.metrics,
     )

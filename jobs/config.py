@@ -73,6 +73,10 @@ class EvaluateConfig(Section):
 
     num_queries: int = Field(500, ge=1, description="index against exact search: sampled crops")
     min_recall_at_10: float = Field(0.9, ge=0, le=1, description="index against exact search; below: not published")
+    budgets: dict[str, float] = Field(
+        {"hash_exit": 0.02, "routing": 0.02, "coarse_list": 0.03, "codes": 0.03, "refine": 0.01},
+        description="share of the known answers that a stage of the waterfall may lose; above: not published",
+    )
     hash_photos: int = Field(200, ge=1, description="catalog photos that the hash exit is calibrated on")
     queries: Path | None = Field(None, description="JSONL with path and product_id (or product_ids) of photos")
     queries_where: dict[str, str] = Field({}, description="column: value; only such rows are queries")

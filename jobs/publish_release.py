@@ -90,7 +90,7 @@ def finish_folder(config: Config, folder: Path, plan: BuildPlan) -> None:
     evaluation = read_evaluation(folder)
     if not evaluation.passed:
         raise JobError(f"release {plan.release_id} did not pass its evaluation: {evaluation.metrics}", exit_code=3)
-    manifest = manifest_of(folder, plan, evaluation.specs, evaluation.hash, evaluation.metrics)
+    manifest = manifest_of(folder, plan, evaluation)
     verify_release(folder, manifest)
     write_manifest(folder, manifest)
     failpoint("publish:after_manifest")

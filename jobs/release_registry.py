@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from jobs.building import WATERFALL_FILES
 from jobs.config import Config
 from jobs.failpoint import failpoint
 from serve.index.manifest import MANIFEST_NAME, Manifest, file_sha256, read_manifest
@@ -81,6 +82,9 @@ class Registry:
             self.client.log_batch(run_id, params=[Param(key, str(value)[:MAX_PARAM_CHARS]) for key, value in part])
         self.client.log_artifact(run_id, str(folder / MANIFEST_NAME), "release")
         self.client.log_text(run_id, summary(manifest), "release/summary.txt")
+        for path in (folder / name for name in WATERFALL_FILES):
+            if path.is_file():
+                self.client.log_artifact(run_id, str(path), "release")
         self.client.set_terminated(run_id)
         return run_id, run.info.artifact_uri
 

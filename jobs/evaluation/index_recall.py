@@ -3,7 +3,8 @@
 Letters: Q queries, D width, K places, S shards.
 """
 
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import faiss
@@ -12,7 +13,7 @@ import numpy as np
 from jobs.building import PartitionPlan, vectors_path
 from jobs.evaluation.metrics import recall_at
 from serve.index.exact import NONE_SCORE, exact_search
-from serve.index.manifest import PartitionSpec
+from serve.index.manifest import OperatingPoint, PartitionSpec
 from serve.index.merge import merge_top_k
 from serve.index.plan import FLAT
 from serve.index.shard import Shard
@@ -20,6 +21,8 @@ from serve.index.vectors import map_rows
 
 PLACES = 100  # recall is measured up to here
 TARGET_PLACES = 10
+FILTERED_QUERIES = 50
+SHARES = (0.5, 0.1, 0.01)  # of the products that a filter lets through
 WIDENED = (1, 2, 4, 8)  # times refine_factor, tried in turn where all lists together do not reach the target
 
 
@@ -39,6 +42,8 @@ class PartitionRecall:
     spec: PartitionSpec
     found_QK: np.ndarray
     exact_QK: np.ndarray
+    points: tuple[OperatingPoint, ...] = ()  # that were tried
+    filtered: tuple[float, ...] = (1.0,) * len(SHARES)  # recall@10 where a share of the products may come back
 
     @property
     def recall(self) -> float:
@@ -75,11 +80,19 @@ def measure_partition(
     if partition.factory == FLAT:
         return PartitionRecall(first, exact_QK, exact_QK)
 
+    points: list[OperatingPoint] = []
+
     def look(spec: PartitionSpec) -> PartitionRecall:
         for shard in shards.values():
             shard.spec = spec
+        start = time.process_time()
         found = {path: shard.search(queries.embeddings_QD, PLACES + 1) for path, shard in shards.items()}
-        return PartitionRecall(spec, merged(queries, found), exact_QK)
+        cpu_ms = 1000 * (time.process_time() - start) / len(queries.embeddings_QD)
+        tried = PartitionRecall(spec, merged(queries, found), exact_QK)
+        points.append(
+            OperatingPoint(nprobe=spec.nprobe, refine_factor=spec.refine_factor, recall_at_10=tried.recall, cpu_ms=cpu_ms)
+        )
+        return tried
 
     for factor in WIDENED:
         widest = first.model_copy(update={"nprobe": partition.nprobes[-1], "refine_factor": first.refine_factor * factor})
@@ -92,7 +105,31 @@ def measure_partition(
             high = middle
         else:
             low = middle + 1
-    return look(widest.model_copy(update={"nprobe": partition.nprobes[high]}))
+    chosen = look(widest.model_copy(update={"nprobe": partition.nprobes[high]}))
+    tried = {(point.nprobe, point.refine_factor): point for point in points}
+    return replace(
+        chosen,
+        points=tuple(tried[key] for key in sorted(tried)),
+        filtered=tuple(filtered_recall(list(shards.values()), queries.embeddings_QD[:FILTERED_QUERIES], s) for s in SHARES),
+    )
+
+
+def filtered_recall(shards: list[Shard], queries_QD: np.ndarray, share: float) -> float:
+    """Recall@10 of distinct products against scoring every allowed row, where a seeded share of the products may come back."""
+    found: list[tuple[np.ndarray, np.ndarray]] = []
+    exact: list[tuple[np.ndarray, np.ndarray]] = []
+    for shard in shards:
+        allowed_P = np.random.default_rng(len(found)).random(shard.records.num_products) < share
+        chosen = shard.spec
+        found.append(shard.search_products(queries_QD, TARGET_PLACES, allowed_P))
+        shard.spec = chosen.model_copy(update={"refine_factor": shard.num_rows + 1})
+        exact.append(shard.search_products(queries_QD, TARGET_PLACES, allowed_P))
+        shard.spec = chosen
+    found_QK, exact_QK = (
+        merge_top_k(np.stack([scores for scores, _ in side]), np.stack([rows for _, rows in side]), TARGET_PLACES)[0]
+        for side in (found, exact)
+    )
+    return recall_at(found_QK, exact_QK, TARGET_PLACES)
 
 
 def merged(queries: Queries, answers: dict[str, tuple[np.ndarray, np.ndarray]]) -> np.ndarray:

@@ -1,7 +1,10 @@
-"""Recall of the whole search on photos with known answers, in this process: hash stage, analysis, search, fusion."""
+"""Recall of the whole search on photos with known answers, in this process: hash stage, analysis, search, fusion.
+
+Letters: Q query crops of all photos, D width.
+"""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,10 +13,12 @@ from tqdm import tqdm
 from jobs.config import JobError
 from jobs.evaluation.metrics import hit_rate_at
 from jobs.evaluation.queries import Query
+from jobs.evaluation.waterfall import Pair
 from serve.index.release import Release
 from serve.index.search import Answer, search_photo
 from serve.vision.boxes import iou
-from serve.vision.bundle import Bundle
+from serve.vision.bundle import Bundle, CropFeatures
+from serve.vision.crop import BoxError
 from serve.vision.guarded import GuardedDecoder
 from serve.vision.image import ImageError
 from serve.vision.spec import DecodeLimits
@@ -33,23 +38,79 @@ class PhotoRecall:
     photo_pairs: int
 
 
-def measure_photos(queries: Sequence[Query], release: Release, bundle: Bundle, limits: DecodeLimits) -> PhotoRecall:
-    """Searches every photo. Raises JobError for one that can't be read: a query set is expected to be whole."""
-    ranked: list[list[str]] = []
-    truths: list[tuple[str]] = []
-    num_hash = 0
+@dataclass(frozen=True)
+class SeenPhotos:
+    """Every query photo as it was analysed: its crops as found and as drawn, one after the other."""
+
+    features: list[CropFeatures]
+    found: list[list[int]]  # of each photo: places in `features`, the whole photo first
+    drawn: list[list[int]]  # one for each known box, in their order; empty where none are known
+
+    @property
+    def embeddings_QD(self) -> np.ndarray:
+        """Unit float32."""
+        return np.stack([feature.embedding for feature in self.features])
+
+    def crops_of(self, query: Query, photo: int, number: int) -> tuple[int, ...]:
+        """The crop that answers for product `number`: the found one at its box, or all of them."""
+        found = self.found[photo]
+        if query.boxes_N4:
+            boxes_N4 = np.array([self.features[crop].crop.box for crop in found])
+            overlaps = iou(boxes_N4, np.array([query.boxes_N4[number]]))[:, 0]
+            if overlaps.max() >= MIN_IOU:
+                return (found[int(overlaps.argmax())],)
+        return tuple(found)
+
+    def true_crops_of(self, query: Query, photo: int, number: int) -> tuple[int, ...]:
+        """The product's own box where it is known, else what was found."""
+        return (self.drawn[photo][number],) if query.boxes_N4 else tuple(self.found[photo])
+
+    def asked(self, queries: Sequence[Query]) -> list[tuple[str, list[Mapping[str, float] | None]]]:
+        """Each product asked for, and the predictions of the crops that may find it."""
+        return [
+            (product_id, [self.features[crop].category_probs for crop in self.true_crops_of(query, photo, number)])
+            for photo, query in enumerate(queries)
+            for number, product_id in enumerate(query.product_ids)
+        ]
+
+
+def see_photos(queries: Sequence[Query], bundle: Bundle, limits: DecodeLimits) -> SeenPhotos:
+    """Analyses every photo. Raises JobError for one that can't be read: a query set is expected to be whole."""
+    seen = SeenPhotos([], [], [])
     with GuardedDecoder(limits) as decoder:
         for query in tqdm(queries, desc="photos", unit="photo", disable=not sys.stderr.isatty()):
             try:
-                answer = search_photo(query.path.read_bytes(), release, bundle, decoder, K)
-            except (OSError, ImageError) as error:
+                image = decoder.decode(query.path.read_bytes())
+                drawn = bundle.analyse([image], [query.boxes_N4])[0][1:] if query.boxes_N4 else []
+            except (OSError, ImageError, BoxError) as error:
                 raise JobError(f"evaluate.queries: {query.path}: {error}") from error
-            num_hash += answer.stage == "hash"
+            found = bundle.analyse([image])[0]
+            for places, features in ((seen.found, found), (seen.drawn, drawn)):
+                places.append(list(range(len(seen.features), len(seen.features) + len(features))))
+                seen.features.extend(features)
+    return seen
+
+
+def measure_photos(
+    queries: Sequence[Query], seen: SeenPhotos, release: Release, bundle: Bundle, limits: DecodeLimits
+) -> tuple[PhotoRecall, list[Pair]]:
+    """Searches every photo as serving does; the pairs are what the waterfall is made of."""
+    pairs: list[Pair] = []
+    num_hash = 0
+    with GuardedDecoder(limits) as decoder:
+        for photo, query in enumerate(tqdm(queries, desc="search", unit="photo", disable=not sys.stderr.isatty())):
+            data = query.path.read_bytes()
+            answer = plain = search_photo(data, release, bundle, decoder, K)
+            if answer.stage == "hash":
+                num_hash += 1
+                plain = search_photo(data, release, bundle, decoder, K, use_hash=False)
             for number, product_id in enumerate(query.product_ids):
-                ranked.append(results_for(answer, query, number))
-                truths.append((product_id,))
-    recall = {k: round(hit_rate_at(ranked, truths, k), 4) for k in (1, 5, 10)}
-    return PhotoRecall(recall[1], recall[5], recall[10], round(num_hash / len(queries), 4), len(truths))
+                ranked, without_hash = (tuple(results_for(found, query, number)) for found in (answer, plain))
+                crops = (seen.crops_of(query, photo, number), seen.true_crops_of(query, photo, number))
+                pairs.append(Pair(str(query.path), product_id, ranked, without_hash, *crops))
+    truths = [(pair.product_id,) for pair in pairs]
+    recall = {k: round(hit_rate_at([pair.ranked for pair in pairs], truths, k), 4) for k in (1, 5, 10)}
+    return PhotoRecall(recall[1], recall[5], recall[10], round(num_hash / len(queries), 4), len(pairs)), pairs
 
 
 def results_for(answer: Answer, query: Query, number: int) -> list[str]:

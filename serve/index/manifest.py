@@ -69,6 +69,15 @@ class PartitionSpec(Part):
     metric: str = Field("cosine", pattern="^cosine$")
 
 
+class OperatingPoint(Part):
+    """What one setting of a partition's search was measured to find."""
+
+    nprobe: int
+    refine_factor: int
+    recall_at_10: float
+    cpu_ms: float = Field(description="of one query")
+
+
 class PartitionEntry(Part):
     """One partition: the category prefixes it holds and its shards."""
 
@@ -76,6 +85,7 @@ class PartitionEntry(Part):
     categories: tuple[str, ...] = Field(description="category prefixes; those of no partition are in `rest`")
     spec: PartitionSpec
     template_digest: str | None = Field(description="SHA-256 of the trained empty index; none = flat")
+    points: tuple[OperatingPoint, ...] = Field((), description="what spec was chosen from; empty = flat")
     shards: tuple[ShardEntry, ...]
 
 

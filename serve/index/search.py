@@ -72,20 +72,25 @@ def route(manifest: Manifest, category_probs: Mapping[str, float] | None) -> lis
     """
     if not category_probs or len(manifest.partitions) == 1:
         return None
+    chosen: list[str] = []
+    passed = 0.0
+    for name, prob in partition_probs(manifest, category_probs):
+        chosen.append(name)
+        passed += prob
+        if passed >= manifest.route_threshold:
+            return chosen
+    return None
+
+
+def partition_probs(manifest: Manifest, category_probs: Mapping[str, float]) -> list[tuple[str, float]]:
+    """Partitions that hold predicted categories, and their probability, likeliest first."""
     owners = {prefix: partition.name for partition in manifest.partitions for prefix in partition.categories}
     probs: dict[str, float] = {}
     for category, prob in category_probs.items():
         owner = owners.get(category_prefix(category, manifest.partition_depth))
         if owner is not None:
             probs[owner] = probs.get(owner, 0.0) + prob
-    chosen: list[str] = []
-    passed = 0.0
-    for name in sorted(probs, key=lambda name: (-probs[name], name)):
-        chosen.append(name)
-        passed += probs[name]
-        if passed >= manifest.route_threshold:
-            return chosen
-    return None
+    return sorted(probs.items(), key=lambda item: (-item[1], item[0]))
 
 
 def routes_of(manifest: Manifest, features: Sequence["CropFeatures"], filters: Filters | None = None) -> list[list[str] | None]:

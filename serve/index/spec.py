@@ -35,6 +35,7 @@ class IndexConfig(BaseModel):
     num_shards: int = Field(1, ge=1, description="buckets of product_id in one partition")
     partition_depth: int = Field(1, ge=0, description="category levels that name a partition; 0 = one partition")
     min_partition_rows: int = Field(256, ge=1, description="smaller partitions are packed together into `rest`")
-    route_threshold: float = Field(0.98, gt=0, le=1, description="partitions are searched until their probability passes it")
+    route_threshold: float = Field(0, ge=0, le=1, description="partitions are searched until their probability passes it")
+    route_max_loss_frac: float = Field(0.01, ge=0, le=1, description="of the answers; picks the threshold from evaluate.queries")
     threads: int = Field(1, ge=1, description="CPUs of one training or one shard build")
     seed: int = 17

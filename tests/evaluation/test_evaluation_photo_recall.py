@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from jobs.config import JobError
-from jobs.evaluation.photo_recall import PhotoRecall, measure_photos
+from jobs.evaluation.photo_recall import PhotoRecall, measure_photos, see_photos
 from jobs.evaluation.queries import Query
 from serve.index.release import Release
 from serve.vision.bundle import Bundle
@@ -23,7 +23,8 @@ def measure(tiny: TinyRelease, queries: list[Query]) -> PhotoRecall:
     """Figures of `queries` on the tiny release."""
     release = Release.open(tiny.settings.store.releases / RELEASE_ID)
     bundle = Bundle.load(tiny.settings.store.root / release.manifest.bundle.folder, RuntimeConfig())
-    return measure_photos(queries, release, bundle, tiny.settings.decode)
+    seen = see_photos(queries, bundle, tiny.settings.decode)
+    return measure_photos(queries, seen, release, bundle, tiny.settings.decode)[0]
 
 
 def test_catalog_photos_and_others(tiny: TinyRelease, tmp_path: Path) -> None:

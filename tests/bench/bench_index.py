@@ -1,0 +1,211 @@
+"""This index beside raw FAISS, hnswlib, usearch, scann, LanceDB and milvus-lite: the same vectors, queries and exact truth.
+
+    make bench-index [SIZES="100000 1000000"]
+    python -m tests.bench.bench_index --sizes 100000 1000000 [--systems ours scann] [--peers .venv-bench/bin/python]
+
+Results go to results/index-<size>.json, system by system (what is there already is kept with --keep), and to a plot beside.
+One core: a rate is queries a CPU second, so that what else the machine does matters less. `ours` is the kernel on a shard as
+build_shards writes it; `faiss` the same type built and searched by FAISS alone, in turns with it.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import faiss
+import numpy as np
+import psutil
+
+from serve.index.manifest import PartitionSpec
+from serve.index.plan import IndexPlan, plan_index
+from serve.index.shard import Shard
+from serve.index.spec import IndexConfig
+from serve.index.template import train_template
+from serve.index.writer import write_vectors
+from tests.bench.index_plots import plot
+from tests.bench.index_shard import write_bench_shard
+from tests.bench.index_vectors import PLACES, generated, recall
+from tests.bench.record import RESULTS, record
+
+FAISS: Any = faiss
+K = 10
+TARGET = 0.95
+PEERS = ("hnswlib", "usearch", "scann", "lancedb")
+ROUNDS = 5
+PEER_TIMEOUT_S = 3600
+Search = Callable[[np.ndarray, int], np.ndarray]  # (queries, nprobe) -> (Q, K) rows
+
+
+def cpu_s(call: Callable[[], Any]) -> tuple[Any, float]:
+    """What `call` returns, and the CPU seconds it took."""
+    start = time.process_time()
+    result = call()
+    return result, time.process_time() - start
+
+
+def sample_of(vectors: np.ndarray, plan: IndexPlan) -> np.ndarray:
+    """The training sample, float32."""
+    rows = np.random.default_rng(17).choice(len(vectors), min(plan.train_rows, len(vectors)), replace=False)
+    return np.stack([vectors[row] for row in np.sort(rows)]).astype(np.float32)
+
+
+def build_faiss(vectors: np.ndarray, plan: IndexPlan) -> tuple[Any, float]:
+    """The same type by FAISS alone, in memory: the same training, filled, with SQ8 beside."""
+    template, train_s = cpu_s(lambda: train_template(plan, sample_of(vectors, plan), 17))
+    index = faiss.deserialize_index(np.frombuffer(template, np.uint8))
+    refine = faiss.IndexScalarQuantizer(vectors.shape[1], FAISS.ScalarQuantizer.QT_8bit, faiss.METRIC_INNER_PRODUCT)
+
+    def fill() -> None:
+        refine.train(vectors[:65_536].astype(np.float32))
+        for start in range(0, len(vectors), 65_536):
+            chunk = vectors[start : start + 65_536].astype(np.float32)
+            index.add(chunk)
+            refine.add(chunk)
+
+    _, fill_s = cpu_s(fill)
+    return faiss.IndexRefine(index, refine), train_s + fill_s
+
+
+def faiss_params(nprobe: int, factor: int) -> Any:
+    """Of one search of the refined index."""
+    inner = FAISS.SearchParametersPreTransform(index_params=FAISS.SearchParametersIVF(nprobe=nprobe))
+    return FAISS.IndexRefineSearchParameters(k_factor=factor, base_index_params=inner)
+
+
+def measure(search: Search, nprobe: int, queries: np.ndarray, truth: np.ndarray) -> dict[str, Any]:
+    """Recall, rate and latencies at one nprobe; easy and hard queries apart as well."""
+    found, seconds = cpu_s(lambda: np.concatenate([search(queries[i : i + 100], nprobe) for i in range(0, len(queries), 100)]))
+    half, single_ms = len(queries) // 2, []
+    for query in queries[:: max(len(queries) // 200, 1)]:
+        start = time.perf_counter()
+        search(query[None], nprobe)
+        single_ms.append(1000 * (time.perf_counter() - start))
+    p50, p99 = np.percentile(single_ms, [50, 99])
+    parts = {"recall_easy": recall(found[:half], truth[:half]), "recall_hard": recall(found[half:], truth[half:])}
+    point = {"effort": nprobe, "recall": recall(found, truth), "qps": len(queries) / seconds}
+    return point | {"p50_ms": p50, "p99_ms": p99} | parts
+
+
+def bench_ours(folder: Path, threads: int) -> dict[str, dict[str, Any]]:
+    """`ours` and `faiss`, searched in turns on the same machine state."""
+    vectors, queries, truth = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("vectors", "queries", "truth"))
+    queries, num, dim = np.asarray(queries), len(vectors), vectors.shape[1]
+    faiss.omp_set_num_threads(threads)
+    plan = plan_index(num, dim, IndexConfig())
+    raw, raw_build_s = build_faiss(vectors, plan)
+    template, train_s = cpu_s(lambda: train_template(plan, sample_of(vectors, plan), 17))
+    with tempfile.TemporaryDirectory(dir=folder) as work:
+        _, vectors_s = cpu_s(lambda: write_vectors(Path(work), vectors, template, plan.vectors))
+    with tempfile.TemporaryDirectory(dir=folder) as work:
+        _, shard_s = cpu_s(lambda: write_bench_shard(Path(work), vectors, template, plan.vectors))
+        searched = {file.name: file.stat().st_size for file in Path(work).iterdir()}
+        spec = PartitionSpec(factory=plan.factory, vectors=plan.vectors, nprobe=1, refine_factor=10, metric="cosine")
+        before, start = psutil.Process().memory_info().rss, time.perf_counter()
+        shard = Shard.open(Path(work), spec, dim)
+        open_s = time.perf_counter() - start
+        ours = lambda queries, nprobe: shard.search(queries, K, nprobe)[1]  # noqa: E731
+        theirs = lambda queries, nprobe: raw.search(queries, K, params=faiss_params(nprobe, 10))[1]  # noqa: E731
+        points: dict[str, list[dict[str, Any]]] = {"ours": [], "faiss": []}
+        for nprobe in plan.nprobes:
+            for name, search in (("ours", ours), ("faiss", theirs)):
+                points[name].append(measure(search, nprobe, queries, truth))
+            if points["ours"][-1]["recall"] >= 0.985:
+                break
+        opened_rss = psutil.Process().memory_info().rss - before
+        at = next((p["effort"] for p in points["ours"] if p["recall"] >= TARGET), points["ours"][-1]["effort"])
+        pairs = [(measure(ours, at, queries, truth)["qps"], measure(theirs, at, queries, truth)["qps"]) for _ in range(ROUNDS)]
+        products = lambda queries, nprobe: shard.search_products(queries, K, nprobe=nprobe)[1]  # noqa: E731
+        distinct = [measure(products, at, queries, truth)["qps"] for _ in range(ROUNDS)]
+        filtered = filtered_recall(shard, queries, at)
+    kernel = sum(searched.get(name, 0) for name in ("index.faiss", "vectors.sq8", "norms.f32", "ranges.f32"))
+    return {
+        "ours": {
+            "factory": plan.factory,
+            "build_cpu_s": train_s + vectors_s,
+            "shard_cpu_s": train_s + shard_s,
+            "disk_bytes_per_vector": kernel / num,
+            "shard_bytes_per_vector": sum(searched.values()) / num,
+            "ram_bytes_per_vector": opened_rss / num,
+            "open_s": open_s,
+            "points": points["ours"],
+            "rate_against_faiss": float(np.median([a / b for a, b in pairs])),
+            "distinct_rate_against_faiss": float(np.median(distinct) / np.median([b for _, b in pairs])),
+            "filtered_recall_at_10": filtered,
+        },
+        "faiss": {"factory": plan.factory, "build_cpu_s": raw_build_s, "points": points["faiss"]},
+    }
+
+
+def filtered_recall(shard: Shard, queries: np.ndarray, nprobe: int) -> dict[str, dict[str, float]]:
+    """Recall@10 and milliseconds a query where a seeded share of the products may come back."""
+    found = {}
+    for share in (0.5, 0.1, 0.01):
+        allowed = np.random.default_rng(1).random(shard.records.num_products) < share
+        part = queries[::10]
+        (_, rows), seconds = cpu_s(partial(shard.search_products, part, K, allowed, nprobe))
+        chosen = shard.spec
+        shard.spec = chosen.model_copy(update={"refine_factor": shard.num_rows})  # everything is scored
+        _, exact = shard.search_products(part, K, allowed)
+        shard.spec = chosen
+        found[f"{share:g}"] = {"recall": recall(rows, exact), "cpu_ms": 1000 * seconds / len(part)}
+    return found
+
+
+def bench_peer(python: str, system: str, folder: Path, threads: int) -> dict[str, Any]:
+    """What index_peers.py prints."""
+    command = [python, str(Path(__file__).parent / "index_peers.py"), system, str(folder), str(threads)]
+    names = ("OMP_NUM_THREADS", "RAYON_NUM_THREADS", "LANCE_CPU_THREADS", "TOKIO_WORKER_THREADS")
+    environment = os.environ | dict.fromkeys(names, str(threads))
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PEER_TIMEOUT_S, env=environment, check=False)
+    if done.returncode != 0:
+        return {"error": done.stderr[-500:]}
+    figures: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    return figures
+
+
+def rate_at(points: list[dict[str, Any]], target: float = TARGET) -> float | None:
+    """Best rate of the points that reach the target."""
+    return max((point["qps"] for point in points if point["recall"] >= target), default=None)
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--conf", type=Path, help="ignored: the settings are those of the rules")
+    parser.add_argument("--folder", type=Path, default=Path("store/bench"), help="where vectors are kept between runs")
+    parser.add_argument("--sizes", type=int, nargs="+", default=[100_000])
+    parser.add_argument("--systems", nargs="+", default=["ours"])
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--peers", default=".venv-bench/bin/python")
+    parser.add_argument("--keep", action="store_true", help="systems that were measured before stay as they are")
+    args = parser.parse_args()
+    for size in args.sizes:
+        folder = generated(args.folder, size)
+        name = f"index-{size}" + (f"-{args.threads}-threads" if args.threads > 1 else "")
+        path = RESULTS / f"{name}.json"
+        figures: dict[str, Any] = json.loads(path.read_text())["figures"]["systems"] if args.keep and path.is_file() else {}
+        for system in args.systems:
+            if system in figures:
+                continue
+            if system == "ours":
+                figures |= bench_ours(folder, args.threads)
+            else:
+                figures[system] = bench_peer(args.peers, system, folder, args.threads)
+            rates = {other: rate_at(found.get("points", [])) for other, found in figures.items()}
+            document = {"vectors": size, "dim": 256, "places": PLACES, "qps_at_recall_0.95": rates, "systems": figures}
+            record(name, document, ("faiss-gpu", "numpy"))
+            sys.stdout.write(f"{size} {system}: " + json.dumps(rates) + "\n")
+            sys.stdout.flush()
+        plot(figures, size, RESULTS / f"{name}.png")
+
+
+if __name__ == "__main__":
+    main()
