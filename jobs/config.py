@@ -228,6 +228,25 @@ class TrainDetectorConfig(Section):
     bundle_name: str = Field("generated-v1", min_length=1)
 
 
+class CapacityConfig(Section):
+    """plan_capacity: how many photos, on what machines, for how many queries."""
+
+    num_images: tuple[int, ...] = Field((1_000_000, 100_000_000, 2_000_000_000, 10_000_000_000), min_length=1)
+    rows_per_shard: int = Field(20_000_000, ge=1)
+    calibration_rows: int = Field(50_000, ge=5_000, description="of the small index that this machine is measured with")
+    gpus: int = Field(8, ge=1)
+    images_per_gpu_s: float = Field(900.0, gt=0, description="photos that one GPU decodes and embeds; measure yours")
+    gpu_price_per_hour: float = Field(2.5, ge=0, description="in any currency")
+    night_hours: float = Field(8.0, gt=0)
+    node_cores: int = Field(32, ge=1)
+    node_ram_bytes: int = Field(256_000_000_000, ge=1)
+    node_disk_bytes: int = Field(7_500_000_000_000, ge=1)
+    node_price_per_hour: float = Field(2.0, ge=0)
+    target_qps: float = Field(200.0, gt=0)
+    target_ms: float = Field(50.0, gt=0, description="of the searches of one query on a node")
+    report: Path = Path("store/reports/capacity")
+
+
 class DemoConfig(Section):
     """`make demo`."""
 
@@ -249,6 +268,7 @@ class Config(Settings):
     training: TrainingConfig = TrainingConfig()
     train_encoder: TrainEncoderConfig = TrainEncoderConfig()
     train_detector: TrainDetectorConfig = TrainDetectorConfig()
+    capacity: CapacityConfig = CapacityConfig()
     demo: DemoConfig = DemoConfig()
 
     @classmethod

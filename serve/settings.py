@@ -29,6 +29,7 @@ JOB_SECTIONS = (
     "training",
     "train_encoder",
     "train_detector",
+    "capacity",
     "demo",
 )
 

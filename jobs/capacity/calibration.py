@@ -1,0 +1,67 @@
+"""What this machine does: a small index of generated vectors, trained, filled and searched on one core.
+
+Letters: N rows, D width, Q queries.
+"""
+
+import time
+
+import faiss
+import numpy as np
+
+from jobs.capacity.model import Rates
+from serve.index.plan import plan_index
+from serve.index.spec import IndexConfig
+from serve.index.template import train_template
+
+NUM_QUERIES = 500
+NPROBE = 32
+CLUSTER_ROWS = 100
+IVF_KINDS = ("auto", "ivf_pq4", "ivf_pq8", "ivf_rabitq", "ivf_sq8")
+
+
+def clustered(num: int, dim: int, seed: int = 7) -> np.ndarray:
+    """(N, D) float32 unit vectors in clusters of about CLUSTER_ROWS."""
+    random = np.random.default_rng(seed)
+    centres = random.standard_normal((max(num // CLUSTER_ROWS, 1), dim), np.float32)
+    vectors_ND = centres[random.integers(0, len(centres), num)] + 0.9 * random.standard_normal((num, dim), np.float32)
+    vectors_ND /= np.linalg.norm(vectors_ND, axis=1, keepdims=True)
+    return vectors_ND
+
+
+def measure_rates(num: int, dim: int, index: IndexConfig) -> Rates:
+    """CPU seconds of one core for an index of `num` rows. Raises ValueError for a kind without lists: nothing to scale by."""
+    plan = plan_index(num, dim, index)
+    if plan.nlist == 1:
+        raise ValueError(
+            f"index.kind={index.kind}: {plan.kind} at {num} rows has no lists; plan with one of {', '.join(IVF_KINDS)}"
+        )
+    threads = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(1)
+    try:
+        vectors_ND = clustered(num, dim)
+        start = time.process_time()
+        template = train_template(plan, vectors_ND[: plan.train_rows], index.seed)
+        train_s = time.process_time() - start
+        filled = faiss.deserialize_index(np.frombuffer(template, np.uint8))
+        start = time.process_time()
+        filled.add(vectors_ND)
+        add_s = time.process_time() - start
+        ivf = faiss.extract_index_ivf(filled)
+        start = time.process_time()
+        ivf.quantizer.search(vectors_ND, 1)
+        coarse_s = time.process_time() - start
+        ivf.nprobe = min(NPROBE, plan.nlist)
+        start = time.process_time()
+        filled.search(vectors_ND[:NUM_QUERIES], 100)
+        search_s = time.process_time() - start
+    finally:
+        faiss.omp_set_num_threads(threads)
+    return Rates(
+        rows=num,
+        nlist=plan.nlist,
+        train_rows=min(num, plan.train_rows),
+        train_s=train_s,
+        add_s_per_row=add_s / num,
+        search_ms=1000 * search_s / NUM_QUERIES,
+        coarse_frac=min(coarse_s / add_s, 1.0),
+    )
