@@ -2,7 +2,7 @@
 CONF ?= conf/local.yaml
 PY = .venv/bin/python
 
-.PHONY: help setup demo test serve check drill bench clean
+.PHONY: help setup demo test serve check drill bench bench-index clean
 
 help:
 	@echo "make demo    sets everything up, builds an index of a generated catalog, searches it over HTTP, writes a report"
@@ -11,6 +11,7 @@ help:
 	@echo "make check   ruff, mypy, import rules, tests"
 	@echo "make drill   kills jobs in the middle and compares what comes out"
 	@echo "make bench   the benchmarks; figures are kept as JSON in tests/bench/results"
+	@echo "make bench-index  this index beside other libraries, on the same vectors   (SIZES=\"100000 1000000\")"
 	@echo "make clean   removes what the demo made (store/)"
 
 setup:
@@ -39,6 +40,14 @@ drill: setup
 
 bench: setup
 	@for bench in tests/bench/bench_*.py; do $(PY) -m tests.bench.$$(basename $$bench .py) --conf $(CONF) || exit 1; done
+
+SIZES ?= 100000
+bench-index: setup
+	@[ -x .venv-bench/bin/python ] || .venv/bin/python -m venv .venv-bench
+	@.venv/bin/uv pip install -q --python .venv-bench/bin/python --require-hashes -r requirements-bench.lock
+	@$(PY) -m tests.bench.bench_index --sizes $(SIZES) --systems ours ours_8_shards scann hnswlib usearch lancedb milvus
+	@$(PY) -m tests.bench.bench_hashes
+	@$(PY) -m tests.bench.bench_capacity
 
 clean:
 	rm -rf store

@@ -9,6 +9,7 @@
       evaluate_index    FAISS     shards, queries            -> nprobe, hash thresholds, recall: the gate
       publish_release   MLflow    all of it                  -> manifest (last), champion
 
-`nightly` runs them in that order. `evaluate_search` asks a running endpoint questions with known answers.
+`nightly` runs them in that order. `evaluate_search` asks a running endpoint questions with known answers. `plan_capacity` says
+what any number of photos would cost.
 `render_catalog`, `train_encoder`, `train_detector` make the generated catalog and the bundle trained on it.
 """

@@ -84,7 +84,7 @@ def measure_partition(
 
     def look(spec: PartitionSpec) -> PartitionRecall:
         for shard in shards.values():
-            shard.spec = spec
+            shard.spec = spec.of_shard(len(shards))
         start = time.process_time()
         found = {path: shard.search(queries.embeddings_QD, PLACES + 1) for path, shard in shards.items()}
         cpu_ms = 1000 * (time.process_time() - start) / len(queries.embeddings_QD)

@@ -6,6 +6,7 @@ from it by one byte is not served (FAISS opens a damaged file without an error).
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
@@ -67,6 +68,14 @@ class PartitionSpec(Part):
     nprobe: int = Field(1, ge=1)
     refine_factor: int = Field(10, ge=1, description="candidates a result that are re-scored exactly")
     metric: str = Field("cosine", pattern="^cosine$")
+
+    def of_shard(self, num_shards: int) -> "PartitionSpec":
+        """As each of the partition's shards is searched: buckets are random, so each holds its share of the candidates.
+
+        Twice that share, since chance spreads them unevenly.
+        """
+        share = math.ceil(2 * self.refine_factor / num_shards)
+        return self.model_copy(update={"refine_factor": min(self.refine_factor, share)})
 
 
 class OperatingPoint(Part):

@@ -110,6 +110,17 @@ class ShardGroup:
             for scores_K, rows_K in zip(scores_QK, rows_QK, strict=True)
         ]
 
+    def delete(self, product_ids: Iterable[str]) -> int:
+        """From now on these products never come back from this group (see serve.index.tombstones); how many of them it holds."""
+        num_deleted = 0
+        for product_id in product_ids:
+            for opened in self.shards:
+                product = opened.shard.records.find(product_id)
+                if product is not None:
+                    opened.shard.tombstones.delete([product])
+                    num_deleted += 1
+        return num_deleted
+
     def _candidate(self, row: int, score: float) -> Candidate:
         """Row `row`, counted through over the group, in words."""
         place = int(np.searchsorted(self.starts, row, side="right")) - 1

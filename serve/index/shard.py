@@ -240,7 +240,12 @@ def open_shards(folder: Path, manifest: Manifest, paths: Collection[str] | None)
     if paths is not None and (unknown := set(paths) - known):
         raise ReleaseError(f"{folder}: no shard {sorted(unknown)}; the manifest has {sorted(known)}")
     return [
-        OpenShard(entry.path, part.name, entry.bucket, Shard.open(folder / entry.path, part.spec, manifest.bundle.dim))
+        OpenShard(
+            entry.path,
+            part.name,
+            entry.bucket,
+            Shard.open(folder / entry.path, part.spec.of_shard(len(part.shards)), manifest.bundle.dim),
+        )
         for part, entry in manifest.shards()
         if paths is None or entry.path in paths
     ]

@@ -25,6 +25,7 @@ import numpy as np
 import psutil
 
 from serve.index.manifest import PartitionSpec
+from serve.index.merge import merge_top_k
 from serve.index.plan import IndexPlan, plan_index
 from serve.index.shard import Shard
 from serve.index.spec import IndexConfig
@@ -38,7 +39,7 @@ from tests.bench.record import RESULTS, record
 FAISS: Any = faiss
 K = 10
 TARGET = 0.95
-PEERS = ("hnswlib", "usearch", "scann", "lancedb")
+MILVUS_MOST = 100_000  # vectors; milvus-lite is for prototypes
 ROUNDS = 5
 PEER_TIMEOUT_S = 3600
 Search = Callable[[np.ndarray, int], np.ndarray]  # (queries, nprobe) -> (Q, K) rows
@@ -144,6 +145,45 @@ def bench_ours(folder: Path, threads: int) -> dict[str, dict[str, Any]]:
     }
 
 
+def bench_sharded(folder: Path, threads: int, num_shards: int = 8) -> dict[str, Any]:
+    """The same vectors in shards of one partition, searched one after the other and merged, beside one shard of all of them."""
+    vectors, queries, truth = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("vectors", "queries", "truth"))
+    queries, num, dim = np.asarray(queries), len(vectors), vectors.shape[1]
+    faiss.omp_set_num_threads(threads)
+    parts = np.array_split(np.arange(num), num_shards)
+    with tempfile.TemporaryDirectory(dir=folder) as work:
+        opened: dict[str, list[Shard]] = {"one": [], "shards": []}
+        nprobes: dict[str, tuple[int, ...]] = {}
+        for name, rows in (("one", [np.arange(num)]), ("shards", parts)):
+            plan = plan_index(len(rows[0]), dim, IndexConfig())
+            template, nprobes[name] = train_template(plan, sample_of(vectors, plan), 17), plan.nprobes
+            spec = PartitionSpec(factory=plan.factory, vectors=plan.vectors, nprobe=1, refine_factor=10, metric="cosine")
+            for i, part in enumerate(rows):
+                target = Path(work) / f"{name}-{i}"
+                target.mkdir()
+                write_bench_shard(target, vectors[part[0] : part[-1] + 1], template, plan.vectors)
+                opened[name].append(Shard.open(target, spec.of_shard(len(rows)), dim))
+        starts = {"one": np.array([0]), "shards": np.array([part[0] for part in parts])}
+
+        def search(name: str, queries_QD: np.ndarray, nprobe: int) -> np.ndarray:
+            found = [shard.search(queries_QD, K, nprobe) for shard in opened[name]]
+            rows = [np.where(rows >= 0, rows + start, -1) for (_, rows), start in zip(found, starts[name], strict=True)]
+            return merge_top_k(np.stack([scores for scores, _ in found]), np.stack(rows), K)[1]
+
+        chosen = {}
+        for name in ("one", "shards"):
+            for nprobe in nprobes[name]:
+                chosen[name] = measure(partial(search, name), nprobe, queries, truth)
+                if chosen[name]["recall"] >= TARGET:
+                    break
+        rates = {
+            name: [measure(partial(search, name), point["effort"], queries, truth)["qps"] for _ in range(ROUNDS)]
+            for name, point in chosen.items()
+        }
+    ratio = float(np.median(rates["shards"]) / np.median(rates["one"]))
+    return {"points": [chosen["shards"]], "one": chosen["one"], "rate_against_one": ratio}
+
+
 def filtered_recall(shard: Shard, queries: np.ndarray, nprobe: int) -> dict[str, dict[str, float]]:
     """Recall@10 and milliseconds a query where a seeded share of the products may come back."""
     found = {}
@@ -193,10 +233,12 @@ def main() -> None:
         path = RESULTS / f"{name}.json"
         figures: dict[str, Any] = json.loads(path.read_text())["figures"]["systems"] if args.keep and path.is_file() else {}
         for system in args.systems:
-            if system in figures:
+            if system in figures or (system == "milvus" and size > MILVUS_MOST):
                 continue
             if system == "ours":
                 figures |= bench_ours(folder, args.threads)
+            elif system == "ours_8_shards":
+                figures[system] = bench_sharded(folder, args.threads)
             else:
                 figures[system] = bench_peer(args.peers, system, folder, args.threads)
             rates = {other: rate_at(found.get("points", [])) for other, found in figures.items()}

@@ -89,6 +89,14 @@ def test_groups_together_are_the_release(release: Release, folder: Path) -> None
         ShardGroup.open(folder, release.manifest, ["shards/none"])
 
 
+def test_deleted_products_are_gone_from_the_group(folder: Path, release: Release) -> None:
+    group = ShardGroup.open(folder, release.manifest)
+    first = [candidate.product_id for candidate in group.search(queries(1), 3)[0]]
+    assert group.delete([*first, "nobody"]) == 3
+    assert not set(first) & {candidate.product_id for candidate in group.search(queries(1), 500)[0]}
+    assert [candidate.product_id for candidate in release.search(queries(1), 3)[0]] == first  # the release itself never changes
+
+
 @pytest.mark.parametrize("bad", ["width", "nan", "infinite", "zero", "flat"])
 def test_bad_queries_are_refused(release: Release, bad: str) -> None:
     embeddings = {

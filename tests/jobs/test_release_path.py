@@ -18,7 +18,7 @@ from deltalake import write_deltalake
 from PIL import Image
 
 from jobs import build_shards, evaluate_index, publish_release, train_index
-from jobs.building import CODE_VERSION, find_building
+from jobs.building import CODE_VERSION, ShardPlan, find_building
 from jobs.config import Config, JobError
 from jobs.failpoint import EXIT_CODE
 from jobs.publish_release import PublishResult
@@ -259,6 +259,15 @@ def test_damaged_shard_is_built_again(published: Path) -> None:
     victim.write_bytes(data)
     result = build_shards.run(config)
     assert result.kept == result.shards - 1
+
+
+@pytest.mark.parametrize(("what", "message"), [("memory", r"raise index\.num_shards"), ("disk", r"GB are free")])
+def test_a_build_that_does_not_fit_is_refused(tmp_path: Path, what: str, message: str) -> None:
+    shard = ShardPlan(path="shards/p000-b000", bucket=0, num_rows=10**9, build_ram_bytes=1, disk_bytes=1)
+    huge = shard.model_copy(update={"build_ram_bytes" if what == "memory" else "disk_bytes": 10**18})
+    with pytest.raises(JobError, match=message):
+        build_shards.check_room(tmp_path, [shard, huge])
+    build_shards.check_room(tmp_path, [shard])
 
 
 @pytest.mark.drill
