@@ -5,7 +5,7 @@ tables and the products: `ShardGroup`, `HashStage`, `ProductStore`. `Release` is
 Everything returned is plain data that pickles small. Letters: S shards, Q queries, D width, K neighbours.
 """
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
