@@ -12,6 +12,7 @@ Exit status 3 when recall@10 against exact search is below evaluate.min_recall_a
 """
 
 import logging
+import re
 from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -53,6 +54,7 @@ log = logging.getLogger("jobs.evaluate_index")
 
 PROBED_AT_ONCE = 16  # photos a task
 GATE_EXIT_CODE = 3
+UNFIT = re.compile(r"[^\w\-. :/]")  # for the name of a metric in MLflow
 SEARCH_ALL = 1.1  # as routing threshold: no probability passes it
 WHERE = "waterfall.json beside the shards names every miss; a budget is one line of evaluate.budgets"
 
@@ -164,9 +166,13 @@ def choose_specs(
         )
     found_QK, exact_QK = (merged_scores([getattr(r, side) for r in measured]) for side in ("found_QK", "exact_QK"))
     metrics = {f"recall_at_{k}": round(recall_at(found_QK, exact_QK, k), 4) for k in (1, 10, 100)}
-    metrics |= {f"recall_at_10.{p.name}": round(r.recall, 4) for p, r in zip(plan.partitions, measured, strict=True)}
+    metrics |= {
+        f"recall_at_10.{UNFIT.sub('_', p.name)}": round(r.recall, 4) for p, r in zip(plan.partitions, measured, strict=True)
+    }
     for place, share in enumerate(SHARES):
-        metrics[f"filtered_recall_at_10.{share:.0%}"] = round(float(np.mean([r.filtered[place] for r in measured])), 4)
+        metrics[f"filtered_recall_at_10.{100 * share:g}_percent"] = round(
+            float(np.mean([r.filtered[place] for r in measured])), 4
+        )
     age_Q = ages(shards, queries)
     if np.isfinite(age_Q).any():
         is_new_Q = age_Q >= np.nanmedian(age_Q)
