@@ -80,7 +80,6 @@ class BuildPlan(Part):
     bundle: BundleEntry
     num_buckets: int
     partition_depth: int
-    route_threshold: float
     refine_factor: int
     partitions: tuple[PartitionPlan, ...]
     counts: Counts

@@ -106,7 +106,6 @@ def run(config: Config) -> TrainResult:
         ),
         num_buckets=config.index.num_shards,
         partition_depth=config.index.partition_depth,
-        route_threshold=config.index.route_threshold,
         refine_factor=config.index.refine_factor,
         partitions=tuple(
             PartitionPlan(
