@@ -32,7 +32,7 @@ from jobs.building import (
 )
 from jobs.config import Config, JobError, run_job
 from jobs.evaluation.hash_probes import CatalogSample, calibrate_exit, probe_photos, sample_catalog
-from jobs.evaluation.index_recall import PLACES, SHARES, PartitionRecall, measure_partition, sample_queries
+from jobs.evaluation.index_recall import SHARES, PartitionRecall, measure_partition, ranked, sample_queries
 from jobs.evaluation.index_recall import Queries as IndexQueries
 from jobs.evaluation.metrics import recall_at
 from jobs.evaluation.photo_recall import K, measure_photos, see_photos
@@ -44,7 +44,6 @@ from jobs.raydata.session import start_ray
 from jobs.runs import configure_logging, pairs
 from serve.index.hash_exit import ORIGINAL, HashExit
 from serve.index.manifest import OperatingPoint, PartitionSpec
-from serve.index.merge import merge_top_k
 from serve.index.release import Release
 from serve.index.search import routes_of
 from serve.index.shard import Shard
@@ -164,7 +163,9 @@ def choose_specs(
             "partition=%s factory=%s nprobe=%d refine_factor=%d recall_at_10=%.4f",
             *(partition.name, spec.factory, spec.nprobe, spec.refine_factor, recall.recall),
         )
-    found_QK, exact_QK = (merged_scores([getattr(r, side) for r in measured]) for side in ("found_QK", "exact_QK"))
+    exact_SQK = np.stack([recall.exact_QK for recall in measured])
+    exact_QK, _ = ranked(exact_SQK, exact_SQK)
+    _, found_QK = ranked(np.stack([recall.found_QK for recall in measured]), np.stack([recall.true_QK for recall in measured]))
     metrics = {f"recall_at_{k}": round(recall_at(found_QK, exact_QK, k), 4) for k in (1, 10, 100)}
     metrics |= {
         f"recall_at_10.{UNFIT.sub('_', p.name)}": round(r.recall, 4) for p, r in zip(plan.partitions, measured, strict=True)
@@ -189,12 +190,6 @@ def ages(shards: dict[str, Shard], queries: IndexQueries) -> np.ndarray:
     records = [(shards[path].records, int(row)) for path, row in places]
     changed = [found.products["updated_at"][int(found.product_of_row_R[row])].value for found, row in records]
     return np.array([np.nan if value is None else value for value in changed], np.float64)
-
-
-def merged_scores(parts: list[np.ndarray]) -> np.ndarray:
-    """(Q, PLACES) best scores over the partitions; where a score is none, so is its row."""
-    scores_SQK = np.stack(parts)
-    return merge_top_k(scores_SQK, np.where(np.isfinite(scores_SQK), 0, -1), PLACES)[0]
 
 
 def calibrate_hashes(config: Config, shards: list[Shard]) -> HashExit:

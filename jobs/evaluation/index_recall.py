@@ -12,7 +12,7 @@ import numpy as np
 
 from jobs.building import PartitionPlan, vectors_path
 from jobs.evaluation.metrics import recall_at
-from serve.index.exact import NONE_SCORE, exact_search
+from serve.index.exact import NONE_SCORE, cosines, exact_search
 from serve.index.manifest import OperatingPoint, PartitionSpec
 from serve.index.merge import merge_top_k
 from serve.index.plan import FLAT
@@ -37,18 +37,22 @@ class Queries:
 
 @dataclass(frozen=True)
 class PartitionRecall:
-    """What was chosen for one partition, and its scores: (Q, PLACES), best first."""
+    """What was chosen for one partition, and what it finds: (Q, PLACES) arrays, best first.
+
+    Recall compares true cosines: those that the index ranks by are rounded.
+    """
 
     spec: PartitionSpec
-    found_QK: np.ndarray
-    exact_QK: np.ndarray
+    found_QK: np.ndarray  # scores that the index ranks by
+    true_QK: np.ndarray  # cosines of the same rows with the vectors as they were embedded
+    exact_QK: np.ndarray  # of the truly nearest
     points: tuple[OperatingPoint, ...] = ()  # that were tried
     filtered: tuple[float, ...] = (1.0,) * len(SHARES)  # recall@10 where a share of the products may come back
 
     @property
     def recall(self) -> float:
         """Recall@10 of this partition."""
-        return recall_at(self.found_QK, self.exact_QK, TARGET_PLACES)
+        return recall_at(self.true_QK, self.exact_QK, TARGET_PLACES)
 
 
 def sample_queries(shards: dict[str, Shard], num: int, seed: int) -> Queries:
@@ -70,15 +74,11 @@ def measure_partition(
     """
     faiss.omp_set_num_threads(threads)
     shards = {shard.path: Shard.open(folder / shard.path, first, dim) for shard in partition.shards}
-    exact_QK = merged(
-        queries,
-        {
-            shard.path: exact_search(queries.embeddings_QD, map_rows(vectors_path(folder, shard), np.float16, dim), PLACES + 1)
-            for shard in partition.shards
-        },
-    )
+    originals = {shard.path: map_rows(vectors_path(folder, shard), np.float16, dim) for shard in partition.shards}
+    nearest = {path: exact_search(queries.embeddings_QD, vectors_ND, PLACES + 1) for path, vectors_ND in originals.items()}
+    exact_QK, _ = merged(queries, {path: (scores, rows, scores) for path, (scores, rows) in nearest.items()})
     if partition.factory == FLAT:
-        return PartitionRecall(first, exact_QK, exact_QK)
+        return PartitionRecall(first, exact_QK, exact_QK, exact_QK)
 
     points: list[OperatingPoint] = []
 
@@ -88,7 +88,11 @@ def measure_partition(
         start = time.process_time()
         found = {path: shard.search(queries.embeddings_QD, PLACES + 1) for path, shard in shards.items()}
         cpu_ms = 1000 * (time.process_time() - start) / len(queries.embeddings_QD)
-        tried = PartitionRecall(spec, merged(queries, found), exact_QK)
+        answers = {
+            path: (scores, rows, true_cosines(queries.embeddings_QD, rows, originals[path]))
+            for path, (scores, rows) in found.items()
+        }
+        tried = PartitionRecall(spec, *merged(queries, answers), exact_QK)
         points.append(
             OperatingPoint(nprobe=spec.nprobe, refine_factor=spec.refine_factor, recall_at_10=tried.recall, cpu_ms=cpu_ms)
         )
@@ -132,11 +136,29 @@ def filtered_recall(shards: list[Shard], queries_QD: np.ndarray, share: float) -
     return recall_at(found_QK, exact_QK, TARGET_PLACES)
 
 
-def merged(queries: Queries, answers: dict[str, tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
-    """(Q, PLACES) scores over the shards, each query's own row left out."""
-    scores, rows = [], []
-    for path, (scores_QK, rows_QK) in answers.items():
+def merged(queries: Queries, answers: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+    """(Q, PLACES) scores and true cosines over the shards, each query's own row left out.
+
+    `answers`: by shard the scores it ranks by, its rows, and their true cosines.
+    """
+    scores, cosines_true = [], []
+    for path, (scores_QK, rows_QK, true_QK) in answers.items():
         own = (queries.shards_Q == path)[:, None] & (rows_QK == queries.rows_Q[:, None])
         scores.append(np.where(own, NONE_SCORE, scores_QK))
-        rows.append(np.where(own, -1, rows_QK))
-    return merge_top_k(np.stack(scores), np.stack(rows), PLACES)[0]
+        cosines_true.append(np.where(own, NONE_SCORE, true_QK))
+    return ranked(np.stack(scores), np.stack(cosines_true))
+
+
+def ranked(scores_SQK: np.ndarray, true_SQK: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The PLACES best by score over shards or partitions: (Q, PLACES) scores, and their true cosines in the same order."""
+    scores_QN, true_QN = (np.concatenate(list(side), axis=1) for side in (scores_SQK, true_SQK))
+    order = np.argsort(-scores_QN, axis=1, kind="stable")[:, :PLACES]
+    return np.take_along_axis(scores_QN, order, 1), np.take_along_axis(true_QN, order, 1)
+
+
+def true_cosines(queries_QD: np.ndarray, rows_QK: np.ndarray, vectors_ND: np.ndarray) -> np.ndarray:
+    """(Q, K) cosines of the found rows with the vectors as they were embedded; -inf where row -1 says none."""
+    true_QK = np.full(rows_QK.shape, NONE_SCORE, np.float32)
+    for query_D, rows_K, true_K in zip(queries_QD, rows_QK, true_QK, strict=True):
+        true_K[rows_K >= 0] = cosines(query_D[None], vectors_ND[rows_K[rows_K >= 0]])[0]
+    return true_QK
