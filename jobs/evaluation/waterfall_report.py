@@ -31,5 +31,5 @@ def draw(axes: Axes, num_pairs: int, lost: dict[str, int]) -> None:
             axes.annotate(f"{num}", (stage, left + num), ha="center", va="bottom")
     axes.bar("found", left, color="#22c55e")
     axes.annotate(f"{left}", ("found", left), ha="center", va="bottom")
-    axes.set(ylabel="known answers", title=f"{left} of {num_pairs} among the first 10")
+    axes.set(ylim=(0, 1.1 * num_pairs), ylabel="known answers", title=f"{left} of {num_pairs} among the first 10")
     axes.tick_params(axis="x", rotation=30)

@@ -63,7 +63,7 @@ def plan_index(num_rows: int, dim: int, config: IndexConfig, ram_bytes: float = 
     if kind == "flat":
         return IndexPlan("flat", FLAT, vectors, 1, 0, 0, (1,))
     if kind == "lsh":
-        bits = config.lsh_bits or 8 * dim
+        bits = config.lsh_bits or 4 * dim
         if bits % 8:
             raise ValueError(f"index.lsh_bits={bits}: not a multiple of 8")
         return IndexPlan(kind, f"LSH{bits}", vectors, 1, bits // 8, config.train_rows, (1,))

@@ -43,7 +43,7 @@ def test_kinds_and_budget() -> None:
         "ivf_pq8": ("OPQ64,IVF4096,PQ64x8", "none", 72),
         "ivf_rabitq": ("RR256,IVF4096,RaBitQfs", "sq8", 48),
         "ivf_sq8": ("IVF4096,SQ8", "none", 264),
-        "lsh": ("LSH2048", "sq8", 256),
+        "lsh": ("LSH1024", "sq8", 128),
         "flat": (FLAT, "fp16", 0),
     }
     for kind, (factory, vectors, ram_bytes) in factories.items():

@@ -94,7 +94,9 @@ def test_every_kind(tmp_path: Path, kind: Any) -> None:
     random = np.random.default_rng(3)
     vectors = unit(np.repeat(random.standard_normal((1000, 64)), 10, axis=0) + 0.6 * random.standard_normal((10_000, 64)))
     owner = [f"sku-{i // 5:04d}" for i in range(len(vectors))]
-    plan = plan_index(len(vectors), 64, IndexConfig(kind=kind, opq=kind == "ivf_pq4", pq_bytes=4 * (kind == "ivf_pq8")))
+    plan = plan_index(
+        len(vectors), 64, IndexConfig(kind=kind, opq=kind == "ivf_pq4", pq_bytes=4 * (kind == "ivf_pq8"), lsh_bits=512)
+    )
     assert plan.kind == kind and plan.vectors == KINDS[kind][0]
     template = train_template(plan, vectors.astype(np.float32), 17)
     folder = written(tmp_path / "s", owner, vectors, template, plan.vectors)
