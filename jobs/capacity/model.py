@@ -1,8 +1,8 @@
 """What a catalog of N photos costs: bytes by part, seconds, machines, money; from an index plan and measured rates.
 
 Bytes follow from the formats, those of the records from the champion's own. Seconds are those of a calibration run, scaled:
-adding a row compares it with every list (4 sqrt(N) of them), training compares its sample with every list, a search compares
-with every list and with the rows of nprobe lists (sqrt(N) / 4 each), so both of its parts grow with sqrt(N).
+adding a row compares it with every list, training compares its sample with every list, a search compares with every list and
+with the rows of the same number of lists, which grow where index.train_rows allows no more lists.
 """
 
 import math
@@ -63,7 +63,9 @@ def shard_cost(rows: int, images: int, dim: int, index: IndexConfig, rates: Rate
     add_s = rows * rates.add_s_per_row * (rates.coarse_frac * lists + 1 - rates.coarse_frac) if not plan.is_flat else 0.0
     sample = min(rows, plan.train_rows)
     train_s = rates.train_s * (sample * plan.nlist) / (rates.train_rows * rates.nlist) if not plan.is_flat else 0.0
-    search_ms = rates.search_ms * math.sqrt(rows / rates.rows)
+    coarse_ms = min(1000 * rates.add_s_per_row * rates.coarse_frac, rates.search_ms)
+    scanned = (rows / plan.nlist) / (rates.rows / rates.nlist)  # rows of one list, against the calibration's
+    search_ms = coarse_ms * lists + (rates.search_ms - coarse_ms) * scanned
     return ShardCost(rows, plan, disk, codes + centroids, train_s + add_s, search_ms)
 
 
