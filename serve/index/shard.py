@@ -31,6 +31,7 @@ INDEX_FILE = "index.faiss"
 HASHES_FILE = "hashes.u8"
 COLOURS_FILE = "colours.u8"
 NORM_TOLERANCE = 0.01  # of a stored unit vector; fp16 rounding moves it by less than 0.001
+KEPT = 4  # times k rows, best first, hold k products of most queries; all candidates are looked at where they do not
 WIDEN = 4  # each further look fetches so many times more
 FLAT_BLOCK = 2**24  # scores held at once by an exact scan
 SCAN_ROWS = 2_048  # rows that a filter leaves: so few are scored exactly, in less time than lists are looked at
@@ -130,18 +131,21 @@ class Shard:
         selected = None if allowed_P is None else allowed_P[self.records.product_of_row_R]
         num_rows = self.num_rows if selected is None else int(selected.sum())
         fetch, nprobe = widened(k * self.spec.refine_factor, nprobe or self.spec.nprobe, num_rows / self.num_rows)
+        keep = min(fetch, KEPT * k)
         todo = np.arange(len(queries_QD))
         while todo.size:
             everything = num_rows <= max(fetch, SCAN_ROWS if selected is not None else 0)
             if everything:
                 scores_QF, found_QF = self._all(queries_QD[todo], selected, num_rows)
             else:
-                scores_QF, found_QF = self._candidates(queries_QD[todo], fetch, fetch, nprobe, selected)
+                scores_QF, found_QF = self._candidates(queries_QD[todo], keep, fetch, nprobe, selected)
             scores_QK[todo], rows_QK[todo] = distinct_top_k(scores_QF, found_QF, self.records.product_of_row_R, k)
             if everything:
                 break
             todo = todo[(rows_QK[todo] >= 0).sum(axis=1) < min(k, num_products)]
-            fetch, nprobe = fetch * WIDEN, nprobe * WIDEN
+            if keep == fetch:
+                fetch, nprobe = fetch * WIDEN, nprobe * WIDEN
+            keep = fetch
         return scores_QK, rows_QK
 
     def _scan_products(
