@@ -24,6 +24,7 @@ from serve.index.hash_exit import HashExit
 from serve.index.manifest import (
     BundleEntry,
     Counts,
+    FileEntry,
     HashEntry,
     InsidePath,
     Manifest,
@@ -83,6 +84,7 @@ class BuildPlan(Part):
     refine_factor: int
     partitions: tuple[PartitionPlan, ...]
     counts: Counts
+    models: tuple[FileEntry, ...] = ()  # copied into the release, see jobs.release_models
 
 
 class Evaluation(Part):
@@ -210,4 +212,5 @@ def manifest_of(folder: Path, plan: BuildPlan, evaluation: Evaluation) -> Manife
         ),
         counts=plan.counts,
         metrics=evaluation.metrics,
+        models=plan.models,
     )

@@ -247,6 +247,49 @@ class CapacityConfig(Section):
     report: Path = Path("store/reports/capacity")
 
 
+class TrainLooksConfig(Section):
+    """Shop the look: which links are learned from, and how."""
+
+    links: tuple[Path, ...] = Field((), description="JSONL of sets or of the feed's links, see jobs.looks.graph; none = no looks")
+    types: tuple[str, ...] = Field((), description="types of the feed's links that make a look; none = all")
+    by_group: bool = Field(False, description="links are between styles (group_id) instead of products")
+    model: Literal["auto", "popularity", "cooccurrence", "nearest", "mlp", "graph"] = Field(
+        "auto", description="auto: the simplest that is not measurably worse than the best"
+    )
+    folds: int = Field(5, ge=2, description="parts of the products; each is held out once")
+    look_size: int = Field(6, ge=1, le=50, description="products of one look, each of another kind")
+    hidden: int = Field(64, ge=4)
+    fanout: int = Field(10, ge=1, description="neighbours drawn of each product")
+    epochs: int = Field(20, ge=1)
+    batch_edges: int = Field(256, ge=1)
+    negatives: int = Field(128, ge=2, description="targets a batch is held against, half of them of the same kinds")
+    content_only_frac: float = Field(0.5, ge=0, le=1, description="products trained as if they were new")
+    dropout: float = Field(0.2, ge=0, lt=1)
+    learning_rate: float = Field(3e-3, gt=0)
+    weight_decay: float = Field(1e-2, ge=0)
+    threads: int = Field(2, ge=1)
+    seed: int = 19
+
+
+class TrainRankerConfig(Section):
+    """Learned ranking from `feedback`."""
+
+    min_clicks: int = Field(500, ge=1, description="fewer: nothing is learned yet")
+    purchase_gain: float = Field(3.0, ge=1, description="clicks that a purchase is worth")
+    max_clicks_per_client: int = Field(50, ge=1, description="sessions of one client that count")
+    propensity_exponent: float = Field(
+        1.0, ge=0, le=3, description="position p is looked at with 1 / p ** exponent; measured where ranking.shuffled_frac > 0"
+    )
+    min_propensity: float = Field(0.03, gt=0, le=1, description="bounds what one click can weigh")
+    test_frac: float = Field(0.2, gt=0, lt=1, description="sessions kept for the replay")
+    trees: int = Field(40, ge=1)
+    leaves: int = Field(15, ge=2)
+    min_rows_in_leaf: int = Field(50, ge=1)
+    learning_rate: float = Field(0.15, gt=0)
+    threads: int = Field(2, ge=1)
+    seed: int = 23
+
+
 class DemoConfig(Section):
     """`make demo`."""
 
@@ -269,6 +312,8 @@ class Config(Settings):
     train_encoder: TrainEncoderConfig = TrainEncoderConfig()
     train_detector: TrainDetectorConfig = TrainDetectorConfig()
     capacity: CapacityConfig = CapacityConfig()
+    train_looks: TrainLooksConfig = TrainLooksConfig()
+    train_ranker: TrainRankerConfig = TrainRankerConfig()
     demo: DemoConfig = DemoConfig()
 
     @classmethod

@@ -21,10 +21,12 @@ import requests
 from tqdm import tqdm
 
 from jobs.config import Config, JobError, run_job
+from jobs.evaluation.judged import judged_figures
 from jobs.evaluation.queries import Query, load_queries
 from jobs.evaluation.report import Outcome, write_search_report
 from jobs.evaluation.robustness import UNCHANGED, parse_variant, write_distorted
 from jobs.runs import configure_logging, pairs
+from serve.vision.image import image_id_of
 
 log = logging.getLogger("jobs.evaluate_search")
 
@@ -68,9 +70,15 @@ def run(config: Config) -> SearchResult:
             answer, milliseconds = ask(session, config.evaluate.url, query.path)
             outcomes += [judge(query, i, answer, milliseconds) for i in range(len(query.product_ids))]
         result = measure(outcomes, len(queries), config)
-        write_search_report(config.evaluate.report, asdict(result), outcomes, config.evaluate.report_queries)
-    log.info("evaluate_search %s", pairs(asdict(result)))
+        judged = judged_figures(config, {image_id_of(o.query.path.read_bytes()): ids_of(o.answer) for o in outcomes})
+    write_search_report(config.evaluate.report, asdict(result) | judged, outcomes, config.evaluate.report_queries)
+    log.info("evaluate_search %s", pairs(asdict(result) | judged))
     return result
+
+
+def ids_of(answer: dict[str, Any]) -> list[str]:
+    """Products of the whole answer, best first."""
+    return [result["product_id"] for result in answer["results"]]
 
 
 def ask(session: requests.Session, url: str, photo: Path) -> tuple[dict[str, Any], float]:

@@ -13,7 +13,16 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from jobs import build_shards, curate_catalog, embed_images, evaluate_index, group_duplicates, publish_release, train_index
+from jobs import (
+    build_shards,
+    curate_catalog,
+    embed_images,
+    evaluate_index,
+    group_duplicates,
+    publish_release,
+    train_index,
+    train_looks,
+)
 from jobs.config import Config, run_job
 from jobs.raydata.session import stop_ray
 from jobs.runs import Run, configure_logging, counts_of, pairs
@@ -24,6 +33,7 @@ STAGES: tuple[tuple[str, Callable[[Config], object]], ...] = (
     ("curate_catalog", curate_catalog.run),
     ("embed_images", embed_images.run),
     ("group_duplicates", group_duplicates.run),
+    ("train_looks", train_looks.run),
     ("train_index", train_index.run),
     ("build_shards", build_shards.run),
     ("evaluate_index", evaluate_index.run),

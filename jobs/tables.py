@@ -68,7 +68,17 @@ FEATURES = pa.schema(
 )
 
 # Rows of a product, in Arrow, as the Python side reads them.
-TABLE_NAMES = ("listings", "rejects", "products", "images", "duplicates", "fetches", "features")
+TABLE_NAMES = (
+    "listings",
+    "rejects",
+    "products",
+    "images",
+    "duplicates",
+    "fetches",
+    "features",
+    "feedback",
+    "judgments",
+)
 
 
 @dataclass(frozen=True)

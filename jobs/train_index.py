@@ -38,6 +38,7 @@ from jobs.config import Config, JobError, run_job
 from jobs.failpoint import failpoint
 from jobs.raydata.delta import pinned_version
 from jobs.raydata.session import start_ray
+from jobs.release_models import copy_models, current_models
 from jobs.runs import configure_logging, pairs
 from jobs.staged_rows import Cut, catalog_photos, count_crops, cut_shards, stage_crops, stage_products
 from jobs.tables import Tables
@@ -77,7 +78,8 @@ def run(config: Config) -> TrainResult:
     versions = {name: pinned_version(tables, name, written_by=writer) for name, writer in WRITERS.items()}
     bundle_folder = assemble_bundle(config.bundle, config.store.bundles, config.registry.uri)
     digest = bundle_digest(bundle_folder)
-    release_id = release_id_of(config, versions, digest)
+    models = current_models(config.store)
+    release_id = release_id_of(config, versions, digest, models)
     write_wanted(config.store, release_id)
     remove_other_buildings(config.store, release_id)
     if (config.store.releases / release_id / MANIFEST_NAME).is_file():
@@ -129,6 +131,7 @@ def run(config: Config) -> TrainResult:
             for p, (cut, index_plan, template) in enumerate(zip(staged.cuts, plans, templates, strict=True))
         ),
         counts=staged.counts,
+        models=copy_models(config.store, models, folder),
     )
     write_part(folder / "plan.json", plan)
     result = result_of(plan)
@@ -170,10 +173,11 @@ def stage(folder: Path, tables: Tables, versions: dict[str, int], digest: str, c
     return Staged(cuts, config.num_shards, embedding_dim(folder, names), counts)
 
 
-def release_id_of(config: Config, versions: dict[str, int], digest: str) -> str:
-    """The same for the same rows, bundle, index settings and formats."""
+def release_id_of(config: Config, versions: dict[str, int], digest: str, models: dict[str, str]) -> str:
+    """The same for the same rows, bundle, models, index settings and formats."""
     index = config.index.model_dump(mode="json", exclude={"threads"})
     parts = [Tables(config.store.tables).root, versions, digest, index, config.hash.model_dump(mode="json"), FORMAT_VERSION]
+    parts += [models] if models else []
     return "r" + hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
 
 

@@ -30,6 +30,8 @@ JOB_SECTIONS = (
     "train_encoder",
     "train_detector",
     "capacity",
+    "train_looks",
+    "train_ranker",
     "demo",
 )
 

@@ -8,7 +8,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Annotated
 
@@ -148,6 +148,7 @@ class Manifest(Part):
     partitions: tuple[PartitionEntry, ...]
     counts: Counts
     metrics: dict[str, float]
+    models: tuple[FileEntry, ...] = Field((), description="looks and learned ranking; names relative to the release folder")
 
     def shards(self) -> Iterator[tuple[PartitionEntry, ShardEntry]]:
         """Every shard with its partition, in order."""
@@ -218,10 +219,10 @@ def read_manifest(folder: Path) -> Manifest:
 WHAT_TO_DO = "serve another release (`python -m jobs.publish_release --rollback`) or build it again"
 
 
-def verify_shard(folder: Path, shard: ShardEntry) -> None:
-    """Check size and SHA-256 of every file of one shard; `folder` is the release. Raises ReleaseError with the file's name."""
-    for entry in shard.files:
-        path = folder / shard.path / entry.name
+def verify_files(folder: Path, entries: Iterable[FileEntry]) -> None:
+    """Check size and SHA-256 of files below `folder`. Raises ReleaseError with the file's name."""
+    for entry in entries:
+        path = folder / entry.name
         if not path.is_file():
             raise ReleaseError(f"{path}: missing from the release; {WHAT_TO_DO}")
         size = path.stat().st_size
@@ -231,7 +232,13 @@ def verify_shard(folder: Path, shard: ShardEntry) -> None:
             raise ReleaseError(f"{path}: its SHA-256 differs from the manifest, the file is damaged; {WHAT_TO_DO}")
 
 
+def verify_shard(folder: Path, shard: ShardEntry) -> None:
+    """Check every file of one shard; `folder` is the release. Raises ReleaseError with the file's name."""
+    verify_files(folder / shard.path, shard.files)
+
+
 def verify_release(folder: Path, manifest: Manifest) -> None:
     """Check every file the manifest names. Raises ReleaseError naming the damaged or missing file."""
     for _, shard in manifest.shards():
         verify_shard(folder, shard)
+    verify_files(folder, manifest.models)

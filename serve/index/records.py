@@ -100,9 +100,10 @@ class Records:
         return int(np.searchsorted(self.product_of_image, product))
 
     def attributes(self, product: int) -> dict[str, Any]:
-        """Every column of the product, and image_uri of its first photo."""
+        """Every column of the product, and image_id and image_uri of its first photo."""
         found: dict[str, Any] = self.products.slice(product, 1).to_pylist()[0]
-        return found | {"image_uri": self.image_uri(self.first_image(product))}
+        first = self.first_image(product)
+        return found | {"image_id": self.image_id(first), "image_uri": self.image_uri(first)}
 
     def image_id(self, image: int) -> str:
         """Hex SHA-256 of the photo's bytes."""

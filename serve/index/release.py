@@ -5,21 +5,20 @@ tables and the products: `ShardGroup`, `HashStage`, `ProductStore`. `Release` is
 Everything returned is plain data that pickles small. Letters: S shards, Q queries, D width, K neighbours.
 """
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 import faiss
 import numpy as np
-import pyarrow as pa
 
 from serve.index.filters import Filters, allowed_products
 from serve.index.hash_stage import HashMatch, HashStage
 from serve.index.manifest import Manifest, ReleaseError, read_manifest, verify_release
 from serve.index.merge import merge_top_k
-from serve.index.records import PRODUCTS, bucket_of
+from serve.index.records import bucket_of
 from serve.index.shard import OpenShard, Shard, open_shards
-from serve.vision.hash import COLOUR_BYTES, HASH_BYTES, Fingerprint
+from serve.vision.hash import Fingerprint
 
 __all__ = [
     "Candidate",
@@ -35,7 +34,6 @@ __all__ = [
 
 ZERO_LENGTH = 1e-6  # a query shorter than this has no direction
 Box = tuple[float, float, float, float]
-PRODUCTS_TABLE = PRODUCTS.empty_table()
 
 
 class Candidate(NamedTuple):
@@ -147,7 +145,7 @@ class ProductStore:
     def __init__(self, shards: Sequence[OpenShard], num_buckets: int) -> None:
         self.num_buckets = num_buckets
         self.by_path = {opened.path: opened.shard for opened in shards}
-        self.by_bucket = [[opened.shard for opened in shards if opened.bucket == bucket] for bucket in range(num_buckets)]
+        self.by_bucket = [[opened for opened in shards if opened.bucket == bucket] for bucket in range(num_buckets)]
 
     @classmethod
     def open(cls, folder: Path, manifest: Manifest, shards: Collection[str] | None = None) -> Self:
@@ -172,45 +170,18 @@ class ProductStore:
         found = self._find(product_id)
         return found[0].records.photo_uri(found[1], image_id) if found else None
 
-    def columns(self, places: Sequence[tuple[str, int]], names: Sequence[str]) -> pa.Table:
-        """Columns `names` of records.PRODUCTS at `places` (shard path, row in products.arrow), in that order."""
-        parts = []
-        for path, where_M, rows_M in by_shard(places):
-            found = self.by_path[path].records.products.select(list(names)).take(pa.array(rows_M))
-            parts.append(pa.Table.from_batches([found]).append_column("", pa.array(where_M)))
-        if not parts:
-            return PRODUCTS_TABLE.select(list(names))
-        table = pa.concat_tables(parts).combine_chunks()
-        order = np.argsort(table[""].to_numpy())
-        return table.drop_columns([""]).take(pa.array(order))
-
-    def pictures(self, places: Sequence[tuple[str, int]]) -> tuple[np.ndarray, np.ndarray]:
-        """Hashes (N, 32) and colours (N, 48), uint8, of the first photos of the products at `places`."""
-        hashes_N32 = np.empty((len(places), HASH_BYTES), np.uint8)
-        colours_N48 = np.empty((len(places), COLOUR_BYTES), np.uint8)
-        for path, where_M, rows_M in by_shard(places):
-            shard = self.by_path[path]
-            images_M = np.searchsorted(shard.records.product_of_image, rows_M)
-            hashes_N32[where_M], colours_N48[where_M] = shard.hashes_M32[images_M], shard.colours_M48[images_M]
-        return hashes_N32, colours_N48
+    def place(self, product_id: str) -> tuple[str, int] | None:
+        """Path of the product's shard and its row in products.arrow; None when there is no such product."""
+        for opened in self.by_bucket[bucket_of(product_id, self.num_buckets)]:
+            product = opened.shard.records.find(product_id)
+            if product is not None:
+                return opened.path, product
+        return None
 
     def _find(self, product_id: str) -> tuple[Shard, int] | None:
         """The product's shard and its row in products.arrow."""
-        for shard in self.by_bucket[bucket_of(product_id, self.num_buckets)]:
-            product = shard.records.find(product_id)
-            if product is not None:
-                return shard, product
-        return None
-
-
-def by_shard(places: Sequence[tuple[str, int]]) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
-    """Of each shard: its path, which of `places` lie in it, and their rows."""
-    rows_N = np.fromiter((row for _, row in places), np.int64, len(places))
-    members: dict[str, list[int]] = {}
-    for place, (path, _) in enumerate(places):
-        members.setdefault(path, []).append(place)
-    for path, where in members.items():
-        yield path, np.asarray(where), rows_N[where]
+        place = self.place(product_id)
+        return (self.by_path[place[0]], place[1]) if place else None
 
 
 class Release:

@@ -34,6 +34,7 @@ class Result(NamedTuple):
     box: Box | None  # of the stored crop, pixels of the upright stored image; None for a whole-photo match by hash
     place: tuple[str, int] | None = None  # shard path and row in products.arrow, where known
     parts: tuple[tuple[str, float], ...] = ()  # what re-ranking did to the score, by rule; the order is by their sum
+    features: tuple[float, ...] = ()  # what the ranking could learn from, where feedback is taken
 
 
 @dataclass(frozen=True)

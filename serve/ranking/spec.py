@@ -96,6 +96,9 @@ class RankingConfig(Rules):
     recency_half_life_days: float = Field(30.0, gt=0, le=10_000)
     boosts: tuple[Boost, ...] = ()
     diversity: Diversity = Diversity()
+    shuffled_frac: float = Field(
+        0.0, ge=0, le=0.5, description="answers whose first results come in an order drawn by lot, to measure position bias"
+    )
     learned: bool = Field(False, description="the release's learned ranking instead of the weights; boosts stay")
 
     @model_validator(mode="after")

@@ -20,6 +20,7 @@ import numpy as np
 from serve.index.release import Release
 from serve.index.search import fuse_crops
 from serve.ranking.candidates import Shopper
+from serve.ranking.gather import Shelf
 from serve.ranking.ranker import FEATURES, Ranker
 from serve.ranking.rerank import rerank
 from serve.ranking.reranker import Reranker
@@ -78,15 +79,15 @@ def main() -> None:
         results = fuse_crops(release.search(vectors[:1].astype(np.float32), CANDIDATES), CANDIDATES)
         assert len(results) == CANDIDATES
         shopper = Shopper("women", (100.0, 9000.0), "EUR")
-        reranker = Reranker(release.products, config)
-        candidates = reranker.candidates(results)
+        reranker, shelf = Reranker(config), Shelf(release.products)
+        candidates = shelf.candidates(results, pictures=True)
         ranker = any_ranker()
-        learned = Reranker(release.products, config.model_copy(update={"learned": True}), ranker)
-        figures["gather"] = percentiles(lambda: reranker.candidates(results))
+        learned = Reranker(config, ranker)
+        figures["gather"] = percentiles(lambda: shelf.candidates(results, pictures=True))
         figures["rank"] = percentiles(lambda: rerank(candidates, shopper, config, K))
         figures["rank_learned"] = percentiles(lambda: rerank(candidates, shopper, config, K, ranker))
-        figures["query"] = percentiles(lambda: reranker.order(results, shopper, K))
-        figures["query_learned"] = percentiles(lambda: learned.order(results, shopper, K))
+        figures["query"] = percentiles(lambda: reranker.order(results, shelf, shopper, K))
+        figures["query_learned"] = percentiles(lambda: learned.order(results, shelf, shopper, K))
     path = record("rank", figures, ("numpy", "pyarrow", "lightgbm"), args.out)
     sys.stdout.write(f"{path}\n{figures}\n")
 
