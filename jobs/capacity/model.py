@@ -1,7 +1,7 @@
 """What a catalog of N photos costs: bytes by part, seconds, machines, money; from an index plan and measured rates.
 
 Bytes follow from the formats, those of the records from the champion's own. Seconds are those of a calibration run, scaled:
-adding a row compares it with every list, training compares its sample with every list, a search compares with every list and
+adding a row compares it with every list, k-means compares its sample with every list, a search compares with every list and
 with the rows of the same number of lists, which grow where index.train_rows allows no more lists.
 """
 
@@ -24,6 +24,7 @@ class Rates:
     nlist: int
     train_rows: int
     train_s: float
+    lists_train_s: float  # of train_s: k-means of the lists; rotation and code cost the same whatever the sample
     add_s_per_row: float  # at `nlist` lists
     search_ms: float  # mean of one query
     coarse_frac: float  # of add_s_per_row: comparing with the lists
@@ -62,7 +63,8 @@ def shard_cost(rows: int, images: int, dim: int, index: IndexConfig, rates: Rate
     lists = plan.nlist / rates.nlist
     add_s = rows * rates.add_s_per_row * (rates.coarse_frac * lists + 1 - rates.coarse_frac) if not plan.is_flat else 0.0
     sample = min(rows, plan.train_rows)
-    train_s = rates.train_s * (sample * plan.nlist) / (rates.train_rows * rates.nlist) if not plan.is_flat else 0.0
+    more = (sample * plan.nlist) / (rates.train_rows * rates.nlist)
+    train_s = rates.train_s - rates.lists_train_s * (1 - more) if not plan.is_flat else 0.0
     coarse_ms = min(1000 * rates.add_s_per_row * rates.coarse_frac, rates.search_ms)
     scanned = (rows / plan.nlist) / (rates.rows / rates.nlist)  # rows of one list, against the calibration's
     search_ms = coarse_ms * lists + (rates.search_ms - coarse_ms) * scanned

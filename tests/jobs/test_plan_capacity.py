@@ -18,7 +18,9 @@ from serve.index.template import train_template
 from tests.bench.index_shard import write_bench_shard
 
 DIM = 64
-RATES = Rates(rows=50_000, nlist=1024, train_rows=50_000, train_s=5.0, add_s_per_row=2e-5, search_ms=0.2, coarse_frac=0.6)
+RATES = Rates(
+    rows=50_000, nlist=1024, train_rows=50_000, train_s=5.0, lists_train_s=2.0, add_s_per_row=2e-5, search_ms=0.2, coarse_frac=0.6
+)
 MACHINES = Machines(8, 900.0, 2.5, 8.0, 32, 256 * 10**9, 7_500 * 10**9, 2.0, 200.0, 50.0)
 
 
