@@ -90,7 +90,7 @@ def test_a_whole_torchvision_network_gives_its_penultimate_layer(tmp_path: Path)
         (embeddings,) = build_module(config, tmp_path).eval()(inputs)
         network.fc = torch.nn.Identity()
         assert torch.allclose(embeddings, torch.nn.functional.normalize(network(inputs)), atol=1e-6)
-    with pytest.raises(BundleError, match="no projection and no head"):
+    with pytest.raises(BundleError, match="no projection, head or spatial transformer"):
         build_module(config.model_copy(update={"embedding_dim": 64}), tmp_path)
 
 
