@@ -71,7 +71,7 @@ def run(config: Config) -> SearchResult:
             outcomes += [judge(query, i, answer, milliseconds) for i in range(len(query.product_ids))]
         result = measure(outcomes, len(queries), config)
         judged = judged_figures(config, {image_id_of(o.query.path.read_bytes()): ids_of(o.answer) for o in outcomes})
-    write_search_report(config.evaluate.report, asdict(result) | judged, outcomes, config.evaluate.report_queries)
+        write_search_report(config.evaluate.report, asdict(result) | judged, outcomes, config.evaluate.report_queries)
     log.info("evaluate_search %s", pairs(asdict(result) | judged))
     return result
 

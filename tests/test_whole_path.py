@@ -59,6 +59,7 @@ def test_distorted_photos_are_sent(built_store: BuiltStore, served: str, tmp_pat
     """At a five-hundredth of the light hardly anything is found any more; a distortion that does not exist is named."""
     settings = (f"evaluate.url={served}", f"evaluate.report={tmp_path}")
     done = run_module("jobs.evaluate_search", built_store.conf, *settings, "evaluate.distortion=light=0.002")
+    assert done.returncode == 0, done.stderr
     figures = json.loads(done.stdout)
     assert figures["distortion"] == "light=0.002" and figures["queries"] == 8 and figures["recall_at_1"] < 0.3
     done = run_module("jobs.evaluate_search", built_store.conf, *settings, "evaluate.distortion=fog=1")
