@@ -88,6 +88,21 @@ class EvaluateConfig(Section):
     seed: int = 17
 
 
+class EvaluateBundleConfig(Section):
+    """evaluate_bundle: what is measured beside recall. Its photos are those of evaluate.queries."""
+
+    bundles: dict[str, str] = Field(
+        {}, description="name: folder or models:/NAME@ALIAS, compared with the first one; none = the bundle of the settings"
+    )
+    max_images: int = Field(5000, ge=1, description="catalog photos searched: those of the products asked for, and a sample")
+    curves: tuple[str, ...] = Field(
+        ("rotation", "occlusion", "gamma", "blur", "jpeg"), description="recall against these; see jobs.evaluation.robustness"
+    )
+    curve_queries: int = Field(100, ge=1, description="photos that each point of a curve is measured on")
+    failures: int = Field(12, ge=0, description="worst failures of each bundle shown with pictures")
+    report: Path = Field(Path("store/reports/bundle"), description="folder of the report page")
+
+
 class PublishConfig(Section):
     """Registry and retention."""
 
@@ -306,6 +321,7 @@ class Config(Settings):
     embed: EmbedConfig = EmbedConfig()
     duplicates: DuplicatesConfig = DuplicatesConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
+    evaluate_bundle: EvaluateBundleConfig = EvaluateBundleConfig()
     publish: PublishConfig = PublishConfig()
     render: RenderConfig = RenderConfig()
     training: TrainingConfig = TrainingConfig()

@@ -40,7 +40,7 @@ from jobs.evaluation.queries import load_queries
 from jobs.evaluation.routing import choose_threshold
 from jobs.evaluation.waterfall import Waterfall, charge
 from jobs.evaluation.waterfall_report import write_waterfall
-from jobs.raydata.session import start_ray
+from jobs.raydata.session import progress, start_ray
 from jobs.runs import configure_logging, pairs
 from serve.index.hash_exit import ORIGINAL, HashExit
 from serve.index.manifest import OperatingPoint, PartitionSpec
@@ -125,7 +125,8 @@ def ask_photos(config: Config, folder: Path, plan: BuildPlan, evaluation: Evalua
     assert evaluate.queries is not None
     queries = load_queries(evaluate.queries, evaluate.queries_where, evaluate.max_queries, evaluate.seed)
     bundle = Bundle.load(config.store.root / plan.bundle.folder, config.runtime, plan.bundle.digest)
-    seen = see_photos(queries, bundle, config.decode)
+    with progress("query_photos", len(queries), "photos") as shown:
+        seen = see_photos(queries, bundle, config.decode, shown.add)
     release = Release(folder, manifest_of(folder, plan, evaluation))
     known = [(product, probs) for product_id, probs in seen.asked(queries) if (product := release.product(product_id))]
     asked = [(product["category"], probs) for product, probs in known]

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from jobs.building import WATERFALL_FILES
 from jobs.config import Config
+from jobs.experiment import experiment_id
 from jobs.failpoint import failpoint
 from serve.index.manifest import MANIFEST_NAME, Manifest, file_sha256, read_manifest
 from serve.registry import CANDIDATE, CHAMPION, FOLDER_TAG, PREVIOUS, RELEASE_ID_TAG, SHA256_TAG, registered, registry_client
@@ -70,7 +71,7 @@ class Registry:
         """A finished run: settings, versions, figures, the manifest and a summary. Returns its id and artifact URI."""
         from mlflow.entities import Metric, Param
 
-        run = self.client.create_run(self.experiment_id(), run_name=manifest.release_id)
+        run = self.client.create_run(experiment_id(self.client, self.config.registry), run_name=manifest.release_id)
         run_id = run.info.run_id
         params = flat(self.config.model_dump(mode="json")) | {f"tables.{k}": v for k, v in manifest.tables.items()}
         params |= {"bundle.digest": manifest.bundle.digest, "bundle.name": manifest.bundle.name}
@@ -87,15 +88,6 @@ class Registry:
                 self.client.log_artifact(run_id, str(path), "release")
         self.client.set_terminated(run_id)
         return run_id, run.info.artifact_uri
-
-    def experiment_id(self) -> str:
-        """The experiment of the settings, made where it is not there."""
-        name, artifacts = self.config.registry.experiment, self.config.registry.artifacts
-        found = self.client.get_experiment_by_name(name)
-        if found is not None:
-            return str(found.experiment_id)
-        location = Path(artifacts).resolve().as_uri() if artifacts and "://" not in artifacts else artifacts
-        return str(self.client.create_experiment(name, artifact_location=location))
 
     def promote(self, version: "ModelVersion") -> bool:
         """candidate, then champion; the old champion becomes previous. False where it is champion already."""

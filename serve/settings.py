@@ -24,6 +24,7 @@ JOB_SECTIONS = (
     "embed",
     "duplicates",
     "evaluate",
+    "evaluate_bundle",
     "publish",
     "render",
     "training",

@@ -4,7 +4,7 @@ Letters: Q query crops of all photos, D width.
 """
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -74,11 +74,16 @@ class SeenPhotos:
         ]
 
 
-def see_photos(queries: Sequence[Query], bundle: Bundle, limits: DecodeLimits) -> SeenPhotos:
-    """Analyses every photo. Raises JobError for one that can't be read: a query set is expected to be whole."""
+def see_photos(
+    queries: Sequence[Query], bundle: Bundle, limits: DecodeLimits, done: Callable[[int], None] = lambda num: None
+) -> SeenPhotos:
+    """Analyses every photo, and calls `done(1)` after each.
+
+    Raises JobError for one that can't be read: a query set is expected to be whole.
+    """
     seen = SeenPhotos([], [], [])
     with GuardedDecoder(limits) as decoder:
-        for query in tqdm(queries, desc="photos", unit="photo", disable=not sys.stderr.isatty()):
+        for query in queries:
             try:
                 image = decoder.decode(query.path.read_bytes())
                 drawn = bundle.analyse([image], [query.boxes_N4])[0][1:] if query.boxes_N4 else []
@@ -88,6 +93,7 @@ def see_photos(queries: Sequence[Query], bundle: Bundle, limits: DecodeLimits) -
             for places, features in ((seen.found, found), (seen.drawn, drawn)):
                 places.append(list(range(len(seen.features), len(seen.features) + len(features))))
                 seen.features.extend(features)
+            done(1)
     return seen
 
 

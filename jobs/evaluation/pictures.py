@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from urllib.parse import unquote, urlparse
 
 import fsspec
+from matplotlib.figure import Figure
 from PIL import Image, ImageDraw
 
 from serve.vision.image import ImageError, decode_image
@@ -43,3 +44,10 @@ def contact_sheet(uris: Sequence[str], captions: Sequence[str], columns: int = 6
         sheet.paste(picture, (x + (tile_px - picture.width) // 2, y + (tile_px - picture.height) // 2))
         pen.text((x + 4, y + tile_px), caption[: tile_px // 6], fill="black")
     return sheet
+
+
+def figure_uri(figure: Figure) -> str:
+    """A drawing as a PNG data URI."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, dpi=90)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -12,16 +12,19 @@ from jobs.config import JobError
 class Query:
     """One photo and the products that are in it.
 
-    `boxes_N4` are pixels (x0, y0, x1, y1) of the upright photo, one per product, or () where none are known.
+    `boxes_N4` are pixels (x0, y0, x1, y1) of the upright photo, one per product, or () where none are known. `domain`: what kind
+    of photo it is, where the file says it.
     """
 
     path: Path
     product_ids: tuple[str, ...]
     boxes_N4: tuple[tuple[float, float, float, float], ...] = ()
+    domain: str | None = None
 
 
 def load_queries(path: Path, where: dict[str, str], max_queries: int, seed: int) -> list[Query]:
-    """Queries from JSONL: `path` (relative to the file's folder), `product_id` or `product_ids`, optional `boxes` (pixels).
+    """Queries from JSONL: `path` (relative to the file's folder), `product_id` or `product_ids`, optional `boxes` (pixels),
+    `domain`.
 
     Only rows that match every `column: value` of `where`; a seeded sample where there are more than `max_queries`,
     in the file's order.
@@ -36,7 +39,7 @@ def load_queries(path: Path, where: dict[str, str], max_queries: int, seed: int)
                 continue
             products = row.get("product_ids") or [row["product_id"]]
             boxes = tuple(tuple(box) for box in row.get("boxes", ())) if "product_ids" in row else ()
-            queries.append(Query(path.parent / row["path"], tuple(products), boxes))
+            queries.append(Query(path.parent / row["path"], tuple(products), boxes, row.get("domain")))
         except (json.JSONDecodeError, KeyError, TypeError) as error:
             raise JobError(
                 f"{path} line {number}: not a query ({error!r}); it needs path and product_id or product_ids"

@@ -9,6 +9,7 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor
 
+from jobs.experiment import log_run
 from serve.settings import RegistryConfig
 from serve.vision.spec import BundleConfig
 
@@ -46,16 +47,5 @@ def write_tokenizer(folder: Path, source: Path) -> None:
 
 def log_curve(registry: RegistryConfig, run_name: str, settings: Mapping[str, Any], history: list[dict[str, float]]) -> str:
     """One MLflow run with the settings and each epoch's figures; returns its id."""
-    from mlflow import MlflowClient
-
-    client = MlflowClient(registry.uri)
-    found = client.get_experiment_by_name(registry.experiment)
-    experiment = found.experiment_id if found else client.create_experiment(registry.experiment, registry.artifacts)
-    run_id: str = client.create_run(experiment, run_name=run_name).info.run_id
-    for key, value in settings.items():
-        client.log_param(run_id, key, value)
-    for entry in history:
-        for key, value in entry.items():
-            client.log_metric(run_id, key, value, step=int(entry["epoch"]))
-    client.set_terminated(run_id)
-    return run_id
+    metrics = [(key, value, int(entry["epoch"])) for entry in history for key, value in entry.items()]
+    return log_run(registry, run_name, settings, metrics)

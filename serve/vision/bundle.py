@@ -46,7 +46,7 @@ class Bundle:
 
     def __init__(self, folder: Path, config: BundleConfig, digest: str, runtime: RuntimeConfig) -> None:
         assert config.name is not None and config.encoder is not None, "read_config has checked it"
-        cache = folder.parent / ".networks" / digest[:ADDRESS_CHARS]
+        self.cache = cache = folder.parent / ".networks" / digest[:ADDRESS_CHARS]  # of converted networks
         self.name, self.digest, self.config = config.name, digest, config
         self.encoder = build_encoder(config.encoder, folder, runtime, cache)
         self.detector = build_detector(config.detector, folder, runtime, cache)
