@@ -112,6 +112,9 @@ class ServeConfig(Section):
     default_k: int = Field(10, ge=1)
     max_k: int = Field(100, ge=1)
     min_score: float = Field(0.0, ge=-1.0, le=1.0, description="below this the best result is no match")
+    text_weight: float = Field(0.5, ge=0, le=1, description="of the text in a query of photo and text")
+    image_url: bool = Field(False, description="whether a query may name a public URL that the server fetches")
+    image_url_timeout_s: float = Field(5.0, gt=0)
     release: str | None = Field(None, description="serve this release id instead of the champion")
 
 

@@ -4,7 +4,16 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Literal
 from urllib.parse import quote
 
-from serve.api.schemas import Attributes, Explanation, FoundCrop, ReleaseRef, ResultAnswer, SearchAnswer, ShardCount
+from serve.api.schemas import (
+    Attributes,
+    Explanation,
+    FoundCrop,
+    ReleaseRef,
+    ResultAnswer,
+    ResultExplanation,
+    SearchAnswer,
+    ShardCount,
+)
 from serve.index.manifest import Manifest
 from serve.index.release import HashMatch, ProductStore
 from serve.index.search import CropAnswer, Result
@@ -19,15 +28,14 @@ def why_hash(match: HashMatch) -> Why:
     return lambda result: same if result.match == "exact" else f"looks like the matched photo: cosine {result.score:.2f}"
 
 
-def why_looks(result: Result) -> str:
-    """Of an answer by the vector stage."""
-    part = f"item {result.query_crop} of your photo" if result.query_crop else "your photo"
-    return f"looks like {part}: cosine {result.score:.2f}"
+def why_near(what: str) -> Why:
+    """Of an answer by the vector stage; `what` is what was searched with."""
 
+    def why(result: Result) -> str:
+        part = f"item {result.query_crop} of your photo" if result.query_crop else what
+        return f"looks like {part}: cosine {result.score:.2f}"
 
-def why_similar(result: Result) -> str:
-    """Of products near a product."""
-    return f"looks like its first photo: cosine {result.score:.2f}"
+    return why
 
 
 class Answers:
@@ -53,10 +61,10 @@ class Answers:
         explain: Explanation | None,
     ) -> SearchAnswer:
         """The whole answer but its timings."""
-        shown = self._results(results, why)
+        shown = self._results(results, why, explain is not None)
         return SearchAnswer(
             results=shown,
-            crops=[self._crop(crop, why) for crop in crops],
+            crops=[self._crop(crop, why, explain is not None) for crop in crops],
             stage=stage,
             release=self.release,
             timings_ms={},
@@ -66,20 +74,20 @@ class Answers:
             explain=explain,
         )
 
-    def _crop(self, found: CropAnswer, why: Why) -> FoundCrop:
+    def _crop(self, found: CropAnswer, why: Why, explained: bool) -> FoundCrop:
         return FoundCrop(
             box=found.crop.box,
             label=found.crop.label,
             score=found.crop.score,
             category=found.category,
             category_prob=found.category_prob,
-            results=self._results(found.results, why),
+            results=self._results(found.results, why, explained),
         )
 
-    def _results(self, results: Iterable[Result], why: Why) -> list[ResultAnswer]:
-        return [self._result(result, why) for result in results if result.score >= self.min_score]
+    def _results(self, results: Iterable[Result], why: Why, explained: bool) -> list[ResultAnswer]:
+        return [self._result(result, why, explained) for result in results if result.score >= self.min_score]
 
-    def _result(self, result: Result, why: Why) -> ResultAnswer:
+    def _result(self, result: Result, why: Why, explained: bool) -> ResultAnswer:
         known = self.products.product(result.product_id)
         assert known is not None, f"release {self.release.id}: a shard names a product that its product store lacks"
         return ResultAnswer(
@@ -94,4 +102,16 @@ class Answers:
             image_crop=result.crop,
             image_box=result.box,
             why=why(result),
+            explain=self._explained(result) if explained else None,
+        )
+
+    def _explained(self, result: Result) -> ResultExplanation:
+        place = result.place or self.products.place(result.product_id)
+        assert place is not None, "the product was found in it"
+        return ResultExplanation(
+            visual=result.score,
+            parts=dict(result.parts),
+            total=result.score + sum(part for _, part in result.parts),
+            stage="hash" if result.match == "exact" else "vector",
+            shard=place[0],
         )

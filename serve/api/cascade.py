@@ -7,8 +7,6 @@
 # Letters: Q query crops, D embedding width.
 
 import asyncio
-import logging
-import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -17,92 +15,61 @@ from typing import Any, Literal, TypeVar
 
 import numpy as np
 
-from serve.api.answers import Answers, Why, why_hash, why_looks, why_similar
-from serve.api.guard import Query
+from serve.api.answers import Answers, Why, why_hash, why_near
 from serve.api.hash_reader import HashReader
+from serve.api.laps import Laps
 from serve.api.problems import Problem, image_problem
-from serve.api.schemas import Box, EmbedAnswer, EmbeddedCrop, Explanation, SearchAnswer, ShardCount
+from serve.api.queries import Query
+from serve.api.schemas import Box, EmbedAnswer, EmbeddedCrop, Explanation, SearchAnswer
+from serve.api.searchers import AskShards, Found, Lost, Routes, Searchers, ask_again
 from serve.api.served import ServedRelease
 from serve.index.manifest import ReleaseError
-from serve.index.release import Candidate, Filters, HashMatch, ProductStore, merge_candidates
+from serve.index.release import Filters, HashMatch, ProductStore
 from serve.index.search import CropAnswer, Result, crop_answers, fuse_crops, hash_answer, routes_of
 from serve.settings import Settings
 from serve.vision.bundle import CropFeatures
+from serve.vision.fusion import fuse_query
 
-log = logging.getLogger(__name__)
-
-Routes = Sequence[Sequence[str] | None]  # per crop the partitions to search; None = all
-Lost = tuple[type[Exception], ...]  # what an ask raises when the process behind it is gone
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Refused:
-    """A photo or a box that was not taken; unlike an exception it keeps its form on the way between processes."""
+    """A photo, a box or a text that was not taken; unlike an exception it keeps its form on the way between processes."""
 
     code: str
     detail: str
     field: str = "image"
 
 
-AskEncoder = Callable[[bytes, Box | None], Awaitable[list[CropFeatures] | Refused]]
-AskShards = Callable[[np.ndarray, int, Routes, Filters | None], Awaitable[list[list[Candidate]]]]
+@dataclass(frozen=True)
+class AskEncoder:
+    """The encoder's two towers."""
+
+    photo: Callable[[bytes, tuple[Box, ...]], Awaitable[list[CropFeatures] | Refused]]
+    text: Callable[[str], Awaitable[np.ndarray | Refused]]
 
 
 @dataclass(frozen=True)
-class Found:
-    """Candidates of each crop, and how many shard groups they came from."""
+class Wanted:
+    """What is looked for: Q vectors, where, and how the results will be explained."""
 
-    candidates: list[list[Candidate]]
-    shards: ShardCount
+    embeddings_QD: np.ndarray
+    routes: Routes
+    why: Why
+    filters: Filters | None
+    crops: Sequence[CropFeatures] = ()  # of a photo; those of no photo have none
 
+    def fused(self, text_D: np.ndarray, weight: float, why: Why) -> "Wanted":
+        """Each vector drawn towards a text, searched everywhere: words may ask for another category than the photo shows.
 
-class Searchers:
-    """All shard groups as one: asked at the same time, merged; one that is lost is asked once more, then left out."""
-
-    def __init__(self, groups: Sequence[AskShards], timeout_s: float, lost: Lost) -> None:
-        self.groups, self.timeout_s, self.lost = groups, timeout_s, lost
-
-    async def search(self, embeddings_QD: np.ndarray, k: int, routes: Routes, filters: Filters | None) -> Found:
-        """The best k distinct products for each crop. Raises Problem 503 when no group answered."""
-        asked = [ask_again(partial(ask, embeddings_QD, k, routes, filters), self.timeout_s, self.lost) for ask in self.groups]
-        answered = [found for found in await asyncio.gather(*asked) if found is not None]
-        if not answered:
-            raise Problem(503, "no_shards", "no shard answered; try again", headers={"Retry-After": "1"})
-        merged = [merge_candidates([found[q] for found in answered], k) for q in range(len(embeddings_QD))]
-        return Found(merged, ShardCount(asked=len(self.groups), answered=len(answered)))
-
-
-async def ask_again(ask: Callable[[], Awaitable[T]], timeout_s: float, lost: Lost) -> T | None:
-    """`ask`, and once more when its process was lost on the way (a query changes nothing). None = no answer in time."""
-    try:
-        async with asyncio.timeout(timeout_s):
-            try:
-                return await ask()
-            except lost:
-                return await ask()
-    except TimeoutError:
-        log.warning("event=no_answer reason=timeout timeout_s=%g", timeout_s)
-    except lost as error:
-        log.warning("event=no_answer reason=%s", type(error).__name__)
-    return None
-
-
-class Laps:
-    """Milliseconds by stage."""
-
-    def __init__(self) -> None:
-        self.started = self.last = time.perf_counter()
-        self.ms: dict[str, float] = {}
-
-    def lap(self, stage: str) -> None:
-        """Everything since the last lap was `stage`."""
-        now = time.perf_counter()
-        self.ms[stage], self.last = round(1000 * (now - self.last), 3), now
-
-    def total(self) -> dict[str, float]:
-        """All laps, and their sum."""
-        return {**self.ms, "total": round(1000 * (time.perf_counter() - self.started), 3)}
+        Raises Problem 422 where the two cancel out.
+        """
+        try:
+            fused_QD = np.stack([fuse_query(vector_D, text_D, weight) for vector_D in self.embeddings_QD])
+        except ValueError as error:
+            raise Problem(422, "invalid_field", str(error), "text") from None
+        return replace(self, embeddings_QD=fused_QD, routes=[None] * len(fused_QD), why=why)
 
 
 class Cascade:
@@ -112,6 +79,7 @@ class Cascade:
         self, served: ServedRelease, settings: Settings, encoder: AskEncoder, groups: Sequence[AskShards], lost: Lost = ()
     ) -> None:
         self.manifest, self.config, self.limits = served.manifest, settings.serve, settings.decode
+        self.has_text = served.has_text
         self.products = ProductStore.open(served.folder, served.manifest)
         self.hashes = HashReader(served, settings.decode, settings.serve.num_decoders)
         self.answers = Answers(self.manifest, self.products, settings.serve.min_score)
@@ -130,16 +98,13 @@ class Cascade:
 
     async def search(self, query: Query) -> SearchAnswer:
         """The answer to one checked query. Raises Problem."""
-        if query.product_id is not None:
-            return await self.similar(query)
-        assert query.image is not None
         laps = Laps()
-        if query.box is None:  # a part of a photo has no hash in the catalog
+        if query.image is not None and not query.boxes and query.text is None:  # a part, or "this, but red", has no hash
             match = await self.hashes.match(query.image, query.filters)
             laps.lap("hash")
             if match is not None:
                 return await self.exact(query, match, laps)
-        return await self.looks(query, laps)
+        return await self.near(query, await self.wanted(query, laps), laps)
 
     async def exact(self, query: Query, match: HashMatch, laps: Laps) -> SearchAnswer:
         """The photo is one of ours: its products, then those nearest to its stored embedding. No network is run."""
@@ -149,32 +114,92 @@ class Cascade:
         results = hash_answer(match, found.candidates[0], query.k)
         return await self.write("hash", results, (), why_hash(match), found, laps, query.explain and explain_hash(match))
 
-    async def looks(self, query: Query, laps: Laps) -> SearchAnswer:
-        """Items, embeddings, search in the likely partitions, fusion."""
-        assert query.image is not None
-        features = await self.encode(query.image, query.box)
-        laps.lap("analyse")
-        routes = routes_of(self.manifest, features, query.filters)
-        found = await self.searchers.search(np.stack([crop.embedding for crop in features]), query.k, routes, query.filters)
+    async def wanted(self, query: Query, laps: Laps) -> Wanted:
+        """The vectors of a photo's crops, a product, an embedding or a text; a text beside one of them is mixed in."""
+        text_D = None if query.text is None else await self.encode_text(query.text)
+        if text_D is not None:
+            laps.lap("text")
+        if query.image is not None:
+            crops = await self.encode(query.image, query.boxes)
+            laps.lap("analyse")
+            embeddings_QD = np.stack([crop.embedding for crop in crops])
+            routes = routes_of(self.manifest, crops, query.filters)
+            wanted = Wanted(embeddings_QD, routes, why_near("your photo"), query.filters, crops)
+        elif query.product_id is not None:
+            stored_D = await self.stored(query.product_id)
+            laps.lap("product")
+            wanted = Wanted(stored_D[None], [None], why_near("its first photo"), without(query.filters, [query.product_id]))
+        elif query.embedding is not None:
+            wanted = Wanted(self.given(query)[None], [None], why_near("your photo"), query.filters)
+        else:
+            assert text_D is not None, "check_query lets no query through that searches with nothing"
+            return Wanted(text_D[None], [None], why_near("your words"), query.filters)
+        if text_D is None:
+            return wanted
+        return wanted.fused(text_D, self.config.text_weight, why_near("your photo and words"))
+
+    async def near(self, query: Query, wanted: Wanted, laps: Laps) -> SearchAnswer:
+        """Search in the likely partitions, and fusion of what each vector found."""
+        found = await self.searchers.search(wanted.embeddings_QD, query.k, wanted.routes, wanted.filters)
         laps.lap("search")
         results = fuse_crops(found.candidates, query.k)
-        crops = crop_answers(features, found.candidates, query.k)
-        explain = Explanation(hash=None, partitions=routes, category_probs=[crop.category_probs for crop in features])
-        return await self.write("vector", results, crops, why_looks, found, laps, query.explain and explain)
+        crops = crop_answers(wanted.crops, found.candidates, query.k) if wanted.crops else ()
+        probs = [crop.category_probs for crop in wanted.crops] or [None] * len(wanted.embeddings_QD)
+        partitions = [None if route is None else list(route) for route in wanted.routes]
+        explain = Explanation(hash=None, partitions=partitions, category_probs=probs)
+        return await self.write("vector", results, crops, wanted.why, found, laps, query.explain and explain)
 
-    async def encode(self, photo: bytes, box: Box | None) -> list[CropFeatures]:
+    async def encode(self, photo: bytes, boxes: tuple[Box, ...]) -> list[CropFeatures]:
         """Crops of a photo. Raises Problem: what the decoder refuses, 503 when no encoder answered."""
-        features = await ask_again(partial(self.encoder, photo, box), self.config.request_timeout_s, self.lost)
-        if features is None:
-            raise Problem(503, "no_encoder", "no encoder answered; try again", headers={"Retry-After": "1"})
+        features: list[CropFeatures] | Refused = await self.asked(partial(self.encoder.photo, photo, boxes))
         if isinstance(features, Refused):
-            raise image_problem(features.code, features.detail, features.field)
+            if features.field == "image":
+                raise image_problem(features.code, features.detail)
+            field = features.field if len(boxes) == 1 else "boxes"
+            raise Problem(422, f"{features.field}_{features.code}", features.detail, field)
         return features
+
+    async def encode_text(self, text: str) -> np.ndarray:
+        """(D,) embedding of a text. Raises Problem 422 where the release takes none."""
+        if not self.has_text:
+            detail = f"bundle {self.manifest.bundle.name} of release {self.manifest.release_id} has no text encoder"
+            raise Problem(422, "not_offered", detail, "text")
+        text_D: np.ndarray | Refused = await self.asked(partial(self.encoder.text, text))
+        if isinstance(text_D, Refused):
+            raise Problem(422, f"text_{text_D.code}", text_D.detail, "text")
+        return text_D
+
+    async def asked(self, ask: Callable[[], Awaitable[T]]) -> T:
+        """What the encoder says. Raises Problem 503 when it says nothing in time."""
+        answer = await ask_again(ask, self.config.request_timeout_s, self.lost)
+        if answer is None:
+            raise Problem(503, "no_encoder", "no encoder answered; try again", headers={"Retry-After": "1"})
+        return answer
+
+    async def stored(self, product_id: str) -> np.ndarray:
+        """(D,) embedding of a product's first photo. Raises Problem 404."""
+        embedding = await self.in_thread(self.products.embedding, product_id)
+        if embedding is None:
+            raise Problem(404, "unknown_product", f"release {self.manifest.release_id} has no such product", "product_id")
+        return embedding
+
+    def given(self, query: Query) -> np.ndarray:
+        """(D,) embedding made on the device. Raises Problem 422 for one that this release can't compare."""
+        bundle = self.manifest.bundle
+        assert query.embedding is not None
+        if len(query.embedding) != bundle.dim:
+            raise Problem(
+                422, "invalid_field", f"has {len(query.embedding)} numbers, this release takes {bundle.dim}", "embedding"
+            )
+        if query.bundle_digest is not None and query.bundle_digest != bundle.digest:
+            detail = f"is not {bundle.digest}, which made the vectors of release {self.manifest.release_id}"
+            raise Problem(422, "other_bundle", detail, "bundle_digest")
+        return np.asarray(query.embedding, np.float32)
 
     async def embed(self, query: Query) -> EmbedAnswer:
         """The crops of a photo and their embeddings, as the catalog's were made."""
         assert query.image is not None
-        features = await self.encode(query.image, query.box)
+        features = await self.encode(query.image, query.boxes)
         crops = [
             EmbeddedCrop(
                 box=found.crop.box,
@@ -187,21 +212,6 @@ class Cascade:
             for found in features
         ]
         return EmbedAnswer(crops=crops, dim=self.manifest.bundle.dim, release=self.answers.release)
-
-    async def similar(self, query: Query) -> SearchAnswer:
-        """Products that look like a catalog product's first photo, without itself. Raises Problem 404."""
-        laps = Laps()
-        product_id = query.product_id
-        assert product_id is not None
-        embedding = await self.in_thread(self.products.embedding, product_id)
-        if embedding is None:
-            raise Problem(404, "unknown_product", f"release {self.manifest.release_id} has no such product", "product_id")
-        laps.lap("product")
-        found = await self.searchers.search(embedding[None], query.k, [None], without(query.filters, [product_id]))
-        laps.lap("search")
-        explain = Explanation(hash=None, partitions=[None], category_probs=[None])
-        results = fuse_crops(found.candidates, query.k)
-        return await self.write("vector", results, (), why_similar, found, laps, query.explain and explain)
 
     async def write(
         self,
@@ -220,7 +230,7 @@ class Cascade:
 
     async def warm_up(self, photo: bytes) -> None:
         """One query through every process, so that no client pays for the first. Raises ReleaseError when a part is missing."""
-        features = await self.encode(photo, None)
+        features = await self.encode(photo, ())
         await self.hashes.match(photo, None)
         found = await self.searchers.search(np.stack([crop.embedding for crop in features]), 1, [None] * len(features), None)
         if found.shards.answered < found.shards.asked:

@@ -5,23 +5,18 @@ A body is read into memory with a limit and a clock, and taken apart in memory: 
 """
 
 import asyncio
-import base64
-import binascii
-import json
-from collections.abc import AsyncGenerator, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import AsyncGenerator
+from dataclasses import replace
 
 from fastapi import Request
-from pydantic import ValidationError
 from starlette.datastructures import Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serve.api.problems import Problem, invalid_fields
-from serve.api.schemas import NOT_OFFERED, Box, SearchRequest
-from serve.index.release import Filters
+from serve.api.problems import Problem
+from serve.api.queries import Query, check_query, parse_fields, parse_json
+from serve.api.url_photos import UrlPhotos
 from serve.settings import ServeConfig
 
 MEDIA_TYPES = "multipart/form-data, application/json or image/*"
@@ -37,20 +32,16 @@ SECURITY_HEADERS = {
 }
 
 
-@dataclass(frozen=True)
-class Query:
-    """A checked query: exactly one of `image` and `product_id` is set."""
-
-    k: int
-    image: bytes | None = None
-    product_id: str | None = None
-    box: Box | None = None
-    filters: Filters | None = None
-    explain: bool = False
+async def read_query(request: Request, config: ServeConfig, photos: UrlPhotos) -> Query:
+    """The query in `request`, whichever way it was sent, with its photo. Raises Problem: 408, 413, 415, 422."""
+    query = await sent_query(request, config)
+    if query.image_url is None:
+        return query
+    return replace(query, image=await photos.fetch(query.image_url), image_url=None)
 
 
-async def read_query(request: Request, config: ServeConfig) -> Query:
-    """The query in `request`, whichever way it was sent. Raises Problem: 408, 413, 415, 422."""
+async def sent_query(request: Request, config: ServeConfig) -> Query:
+    """The query as it was sent. Raises Problem: 408, 413, 415, 422."""
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     is_photo = media_type.startswith("image/") or media_type == "application/octet-stream"
     if not is_photo and media_type not in ("application/json", "multipart/form-data"):
@@ -127,82 +118,6 @@ async def parse_multipart(headers: Headers, body: bytes, max_bytes: int) -> tupl
         else:
             fields[name] = value
     return fields, image
-
-
-def parse_json(body: bytes) -> SearchRequest:
-    """A JSON body, strictly typed. Raises Problem 422."""
-    try:
-        given = json.loads(body)
-    except (ValueError, RecursionError):
-        raise Problem(422, "bad_json", "is not valid JSON", "body") from None
-    if not isinstance(given, dict):
-        raise Problem(422, "bad_json", "must be a JSON object", "body")
-    refuse_not_offered(given)
-    try:
-        return SearchRequest.model_validate_json(body, strict=True)
-    except ValidationError as error:
-        raise invalid_fields(error) from None
-
-
-def parse_fields(fields: Mapping[str, str]) -> SearchRequest:
-    """Fields of a form or of a URL, where every value is text. Raises Problem 422."""
-    refuse_not_offered(fields)
-    values: dict[str, Any] = dict(fields)
-    if "image_base64" in values:
-        raise Problem(422, "invalid_field", "belongs into a JSON body; here the photo is sent as it is", "image_base64")
-    if "box" in values:
-        values["box"] = values["box"].split(",")
-    if "filters" in values:
-        try:
-            values["filters"] = json.loads(values["filters"])
-        except (ValueError, RecursionError):
-            raise Problem(422, "invalid_field", 'must be a JSON object such as {"price_max": 50}', "filters") from None
-    try:
-        return SearchRequest.model_validate(values)
-    except ValidationError as error:
-        raise invalid_fields(error) from None
-
-
-def refuse_not_offered(given: Mapping[str, Any]) -> None:
-    """Name a field that the contract knows and this version does not answer."""
-    for name, reason in NOT_OFFERED.items():
-        if given.get(name) is not None:
-            raise Problem(422, "not_offered", reason, name)
-
-
-def check_query(asked: SearchRequest, image: bytes | None, config: ServeConfig) -> Query:
-    """One photo or one product, and a k that this server gives. Raises Problem 422."""
-    if asked.image_base64 is not None:
-        try:
-            image = base64.b64decode(asked.image_base64, validate=True)
-        except (binascii.Error, ValueError):
-            raise Problem(422, "invalid_field", "is not base64 alone, without a data: prefix", "image_base64") from None
-    if image is None and asked.product_id is None:
-        raise Problem(422, "no_query", "nothing to search with: send image, image_base64 or product_id", "image")
-    if image is not None and asked.product_id is not None:
-        raise Problem(422, "two_queries", "a photo and a product can't be searched together", "product_id")
-    if image is not None and not image:
-        raise Problem(422, "no_query", "is empty", "image")
-    if asked.box is not None and image is None:
-        raise Problem(422, "invalid_field", "needs a photo", "box")
-    k = check_k(asked.k, config)
-    return Query(k, image, asked.product_id, asked.box, _filters(asked), asked.explain)
-
-
-def check_k(k: int | None, config: ServeConfig) -> int:
-    """`k` as asked, or the default. Raises Problem 422."""
-    k = config.default_k if k is None else k
-    if not 1 <= k <= config.max_k:
-        raise Problem(422, "invalid_field", f"must be from 1 to {config.max_k}", "k")
-    return k
-
-
-def _filters(asked: SearchRequest) -> Filters | None:
-    if asked.filters is None and asked.category is None:
-        return None
-    given = asked.filters.model_dump() if asked.filters else {}
-    category = asked.category.strip("/") if asked.category else None
-    return Filters(**given, category=category)
 
 
 class SecurityHeaders:

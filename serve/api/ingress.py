@@ -8,7 +8,7 @@ from ray.exceptions import RayActorError
 from ray.serve.exceptions import BackPressureError
 from ray.serve.handle import DeploymentHandle
 
-from serve.api.cascade import Cascade
+from serve.api.cascade import AskEncoder, Cascade
 from serve.api.problems import overloaded
 from serve.api.routes import create_app
 from serve.api.served import ServedRelease
@@ -34,7 +34,8 @@ class Ingress:
         self, served: ServedRelease, settings: Settings, encoder: DeploymentHandle, searchers: list[DeploymentHandle]
     ) -> None:
         groups = [asked(searcher, "search") for searcher in searchers]
-        self.cascade = Cascade(served, settings, asked(encoder, "analyse"), groups, lost=(RayActorError,))
+        towers = AskEncoder(photo=asked(encoder, "analyse"), text=asked(encoder, "embed_text"))
+        self.cascade = Cascade(served, settings, towers, groups, lost=(RayActorError,))
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Called by Ray Serve when the replica starts."""

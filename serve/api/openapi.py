@@ -38,6 +38,8 @@ def search_body() -> Json:
     photo = {"type": "string", "format": "binary", "description": "the photo: JPEG, PNG, WebP or GIF"}
     as_text = {
         "box": {"type": "string", "description": "x0,y0,x1,y1 in pixels of the upright photo"},
+        "boxes": {"type": "string", "description": "several boxes as JSON text: [[x0,y0,x1,y1], ...]"},
+        "embedding": {"type": "string", "description": "the unit vector as JSON text: [0.1, ...]"},
         "filters": {"type": "string", "description": 'FilterFields as JSON text, such as {"price_max": 50}'},
     }
     form = {"image": photo, **fields, **as_text}

@@ -14,12 +14,13 @@ from fastapi.responses import FileResponse, JSONResponse, RedirectResponse, Resp
 from PIL import Image
 from starlette.staticfiles import StaticFiles
 
-from serve.api import guard, openapi, problems
+from serve.api import guard, openapi, problems, queries
 from serve.api.cascade import Cascade
 from serve.api.openapi import refusals
 from serve.api.photos import read_photo
 from serve.api.problems import Problem
 from serve.api.schemas import EmbedAnswer, Health, Limits, PartitionSummary, Ready, ReleaseAnswer, SearchAnswer
+from serve.api.url_photos import UrlPhotos
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -60,7 +61,7 @@ def warm_up_photo() -> bytes:
 def create_app(cascade: Cascade) -> FastAPI:
     """The whole interface over one open release."""
     config, manifest = cascade.config, cascade.manifest
-    readiness = Readiness()
+    readiness, photos = Readiness(), UrlPhotos(config.max_body_bytes, config.image_url_timeout_s)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -92,7 +93,7 @@ def create_app(cascade: Cascade) -> FastAPI:
     )
     async def search(request: Request) -> Response:
         """Search with a photo or a product: multipart/form-data, JSON, or the bytes of the photo as image/*."""
-        query = await guard.read_query(request, config)
+        query = await guard.read_query(request, config, photos)
         answer = await in_time(cascade.search(query))
         return Response(answer.model_dump_json(), media_type="application/json", headers=NO_STORE)
 
@@ -104,7 +105,7 @@ def create_app(cascade: Cascade) -> FastAPI:
     )
     async def embed(request: Request) -> Response:
         """The crops of a photo and their embeddings, made exactly as the catalog's; nothing is searched."""
-        query = await guard.read_query(request, config)
+        query = await guard.read_query(request, config, photos)
         if query.image is None:
             raise Problem(422, "no_query", "needs a photo", "image")
         answer = await in_time(cascade.embed(query))
@@ -113,7 +114,7 @@ def create_app(cascade: Cascade) -> FastAPI:
     @app.get("/v1/products/{product_id:path}/similar", response_model=SearchAnswer, responses=refusals(404, 422, 429, 503))
     async def similar(product_id: str, k: Annotated[int | None, Query(description="how many products")] = None) -> Response:
         """Products that look like this one."""
-        query = guard.Query(guard.check_k(k, config), product_id=product_id)
+        query = queries.Query(queries.check_k(k, config), product_id=product_id)
         answer = await in_time(cascade.search(query))
         return Response(answer.model_dump_json(), media_type="application/json")
 

@@ -1,18 +1,18 @@
 """What goes over the wire: the query as JSON, the answer, and the small answers about state."""
 
+import math
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 Box = tuple[float, float, float, float]
+UNIT_TOLERANCE = 0.01  # of a unit vector that went through fp16 or JSON with few digits
 
-# Part of the query language, but this version does not answer them; asking gets a clear problem, not another result.
+# Part of the query language, but this version does not answer it; asking gets a clear problem, not another result.
 NOT_OFFERED = {
-    "text": "search by text is not offered by this release: its bundle has no text encoder",
-    "image_url": "search by URL is not offered: this server fetches nothing for its clients; send the photo itself",
-    "embedding": "search by an embedding made on the device is not offered by this release",
     "gender": "ranking for the user's gender is not offered by this release; filters.gender keeps one gender only",
 }
+MAX_BOXES = 20
 
 
 class FilterFields(BaseModel):
@@ -28,7 +28,7 @@ class FilterFields(BaseModel):
 
 
 class SearchRequest(BaseModel):
-    """One query: a photo or a product, and what to do with it."""
+    """One query: a photo, a product, or an embedding made on the device; a text alone or beside one of them."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -36,18 +36,41 @@ class SearchRequest(BaseModel):
     )
 
     image_base64: str | None = Field(None, description="the photo (JPEG, PNG, WebP, GIF), base64 without a data: prefix")
+    image_url: str | None = Field(
+        None, min_length=1, max_length=2000, description="http(s) address of the photo, where this server fetches any"
+    )
     product_id: str | None = Field(None, min_length=1, max_length=500, description="search with this product's first photo")
+    embedding: list[float] | None = Field(
+        None, min_length=1, max_length=8192, description="unit vector of the photo, made by the release's bundle on the device"
+    )
+    bundle_digest: str | None = Field(
+        None, max_length=64, description="of the bundle that made `embedding`; another than the release's is refused"
+    )
+    text: str | None = Field(
+        None, min_length=1, max_length=1000, description="what is wanted; beside a photo: what should differ"
+    )
     k: int | None = Field(None, ge=1, description="how many products; the server's default and most are in /v1/release")
     category: str | None = Field(None, min_length=1, max_length=500, description="only this category or below it: apparel/shoes")
     box: Box | None = Field(None, description="x0, y0, x1, y1 in pixels of the upright photo: search this part only")
+    boxes: list[Box] | None = Field(
+        None, min_length=1, max_length=MAX_BOXES, description="several such parts, each a crop of the answer"
+    )
     filters: FilterFields | None = None
-    explain: bool = Field(False, description="adds `explain`: how the answer came about")
+    explain: bool = Field(False, description="adds `explain`: how the answer and each result came about")
 
-    @field_validator("box")
+    @field_validator("box", "boxes")
     @classmethod
-    def _box_in_order(cls, value: Box | None) -> Box | None:
-        if value is not None and not (-1e6 < value[0] < value[2] < 1e6 and -1e6 < value[1] < value[3] < 1e6):
-            raise ValueError("must be x0, y0, x1, y1 in pixels, with x0 < x1 and y0 < y1")
+    def _boxes_in_order(cls, value: Box | list[Box] | None) -> Box | list[Box] | None:
+        for x0, y0, x1, y1 in value if isinstance(value, list) else [value] if value else []:
+            if not (-1e6 < x0 < x1 < 1e6 and -1e6 < y0 < y1 < 1e6):
+                raise ValueError("must be x0, y0, x1, y1 in pixels, with x0 < x1 and y0 < y1")
+        return value
+
+    @field_validator("embedding")
+    @classmethod
+    def _unit_length(cls, value: list[float] | None) -> list[float] | None:
+        if value is not None and not abs(math.hypot(*value) - 1.0) <= UNIT_TOLERANCE:  # NaN and inf are no lengths either
+            raise ValueError("must be finite numbers of length 1")
         return value
 
 
@@ -66,6 +89,16 @@ class Attributes(BaseModel):
     popularity: float | None = None
 
 
+class ResultExplanation(BaseModel):
+    """How a result came to its place: visual + parts = total, by which it is ordered; only with `explain`."""
+
+    visual: float = Field(description="cosine of the embeddings, as in `score`")
+    parts: dict[str, float] = Field(description="what each rule of the shop added to it or took from it")
+    total: float
+    stage: Literal["hash", "vector"] = Field(description="hash = the photo itself was recognised")
+    shard: str = Field(description="where the product lies in the release", examples=["shards/p000-b000"])
+
+
 class ResultAnswer(BaseModel):
     """One product."""
 
@@ -80,6 +113,7 @@ class ResultAnswer(BaseModel):
     image_crop: int = Field(description="number of the stored crop that was found, 0 = the whole photo", examples=[0])
     image_box: Box | None = Field(None, description="that crop's box, pixels of the stored upright photo")
     why: str = Field(examples=["looks like your photo: cosine 0.83"])
+    explain: ResultExplanation | None = None
 
 
 class PhotoCrop(BaseModel):

@@ -8,7 +8,7 @@ from serve.index.manifest import Manifest, ReleaseError, read_manifest, verify_r
 from serve.index.release import assign_shards
 from serve.registry import champion, release_folder
 from serve.settings import Settings
-from serve.vision.bundle import bundle_digest
+from serve.vision.bundle_files import bundle_digest, read_config
 
 
 @dataclass(frozen=True)
@@ -19,6 +19,7 @@ class ServedRelease:
     manifest: Manifest
     bundle_folder: Path
     shard_groups: tuple[tuple[str, ...], ...]
+    has_text: bool  # whether the bundle embeds texts
 
     @classmethod
     def resolve(cls, settings: Settings, release_id: str | None = None) -> Self:
@@ -45,4 +46,4 @@ class ServedRelease:
                 "so its vectors can't be compared; put that bundle back or build the release again"
             )
         groups = tuple(group for group in assign_shards(manifest, num_searchers) if group)
-        return cls(folder, manifest, bundle_folder, groups)
+        return cls(folder, manifest, bundle_folder, groups, read_config(bundle_folder).text is not None)

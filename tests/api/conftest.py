@@ -7,7 +7,7 @@ from typing import Any
 import httpx
 import pytest
 
-from serve.api.cascade import Cascade
+from serve.api.cascade import AskEncoder, Cascade
 from serve.api.query_encoder import PhotoEncoder
 from serve.api.routes import create_app
 from serve.api.served import ServedRelease
@@ -29,14 +29,17 @@ def served(tiny: TinyRelease) -> ServedRelease:
 
 
 @pytest.fixture(scope="session")
-def encode(served: ServedRelease, tiny: TinyRelease) -> Callable[..., Awaitable[Any]]:
-    """The photo encoder of the tiny bundle, asked one photo at a time."""
+def encode(served: ServedRelease, tiny: TinyRelease) -> AskEncoder:
+    """The encoder of the tiny bundle, asked one photo or one text at a time."""
     encoder = PhotoEncoder(served, tiny.settings.runtime, tiny.settings.decode)
 
-    async def ask(photo: bytes, box: Any) -> Any:
-        return (await asyncio.to_thread(encoder.analyse, [(photo, box)]))[0]
+    async def photo(data: bytes, boxes: Any) -> Any:
+        return (await asyncio.to_thread(encoder.analyse, [(data, boxes)]))[0]
 
-    return ask
+    async def text(words: str) -> Any:
+        return await asyncio.to_thread(encoder.embed_text, words)
+
+    return AskEncoder(photo, text)
 
 
 @pytest.fixture(scope="session")

@@ -16,8 +16,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from live_app import live
 
-from serve.api import guard, problems
+from serve.api import guard, problems, queries
 from serve.api.problems import MEDIA_TYPE
+from serve.api.url_photos import UrlPhotos
 from serve.settings import ServeConfig
 
 CONFIG = ServeConfig(max_body_bytes=3_000_000, body_timeout_s=0.5, max_k=50)
@@ -34,7 +35,7 @@ def url() -> Iterator[str]:
 
     @app.post("/v1/search")
     async def search(request: Request) -> dict[str, Any]:
-        query = dataclasses.asdict(await guard.read_query(request, CONFIG))
+        query = dataclasses.asdict(await guard.read_query(request, CONFIG, UrlPhotos(1_000, 1.0)))
         query["image"] = None if query["image"] is None else base64.b64encode(query["image"]).decode()
         query.pop("filters") if query["filters"] is None else query["filters"].pop("without")
         return query
@@ -85,7 +86,22 @@ def test_every_way_to_send_a_photo_gives_the_same_query(url: str) -> None:
         assert answer.status_code == 200, answer.text
         query = answer.json()
         assert query["image"] == encoded
-        assert (query["k"], query["box"], query["filters"]) == (7, [1, 2, 30, 40], {**filters, "category": "a/b"})
+        assert (query["k"], query["boxes"], query["filters"]) == (7, [[1, 2, 30, 40]], {**filters, "category": "a/b"})
+
+
+def test_texts_boxes_and_embeddings_come_in_both_forms(url: str) -> None:
+    encoded = base64.b64encode(PHOTO).decode()
+    boxes = [[1, 2, 30, 40], [5, 5, 50, 50]]
+    for answer in (
+        as_json(url, image_base64=encoded, text="but red", boxes=boxes),
+        as_form(url, text="but red", boxes=str(boxes)),
+    ):
+        query = answer.json()
+        assert (query["image"], query["text"], query["boxes"]) == (encoded, "but red", boxes)
+    device = {"embedding": [0.6, -0.8], "bundle_digest": "abc"}
+    form = {"embedding": (None, "[0.6, -0.8]"), "bundle_digest": (None, "abc")}
+    for answer in (as_json(url, **device), httpx.post(f"{url}/v1/search", files=form)):
+        assert {name: answer.json()[name] for name in device} == device
 
 
 def test_a_product_is_a_query_and_k_has_a_default(url: str) -> None:
@@ -117,9 +133,20 @@ def test_k_out_of_range(url: str, k: int) -> None:
         ({"product_id": "p", "colour": SECRET}, "colour", "invalid_field"),
         ({"product_id": "p", f"{SECRET} <b>": 1}, "?", "invalid_field"),
         ({"product_id": 7, "explain": SECRET}, "explain", "invalid_field"),
-        ({"text": SECRET}, "text", "not_offered"),
+        ({"text": " "}, "text", "no_query"),
+        ({"text": "x" * 1001}, "text", "invalid_field"),
         ({"image_url": f"https://{SECRET}"}, "image_url", "not_offered"),
-        ({"embedding": [0.5, 0.5]}, "embedding", "not_offered"),
+        ({"image_url": f"https://{SECRET}", "image_base64": "AAAA"}, "image_url", "two_queries"),
+        ({"embedding": [0.5, 0.5]}, "embedding", "invalid_field"),
+        ({"embedding": []}, "embedding", "invalid_field"),
+        ({"embedding": [1.0, "0"]}, "embedding.1", "invalid_field"),
+        ({"embedding": [1.0], "product_id": "p"}, "embedding", "two_queries"),
+        ({"embedding": [1.0], "boxes": [[0, 0, 9, 9]]}, "boxes", "invalid_field"),
+        ({"product_id": "p", "bundle_digest": SECRET}, "bundle_digest", "invalid_field"),
+        ({"image_base64": "AAAA", "boxes": []}, "boxes", "invalid_field"),
+        ({"image_base64": "AAAA", "boxes": [[0, 0, 9, 9]] * 21}, "boxes", "invalid_field"),
+        ({"image_base64": "AAAA", "boxes": [[9, 0, 9, 9]]}, "boxes", "invalid_field"),
+        ({"image_base64": "AAAA", "boxes": [[0, 0, 9, 9]], "box": [0, 0, 9, 9]}, "boxes", "invalid_field"),
         ({"product_id": "p", "gender": "women"}, "gender", "not_offered"),
     ],
 )
@@ -127,7 +154,20 @@ def test_wrong_fields_are_named_and_never_echoed(url: str, fields: dict[str, Any
     refused(as_json(url, **fields), 422, field, code)
 
 
-@pytest.mark.parametrize("body", [b"", b"{", b"[]", b"null", b"\xff\xfe", b"[" * 100_000, b'{"k": NaN, "product_id": "p"}'])
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"null",
+        b"\xff\xfe",
+        b"[" * 100_000,
+        b'{"k": NaN, "product_id": "p"}',
+        b'{"embedding": [NaN]}',
+        b'{"embedding": [Infinity]}',
+    ],
+)
 def test_broken_json(url: str, body: bytes) -> None:
     refused(httpx.post(f"{url}/v1/search", content=body, headers={"content-type": "application/json"}), 422)
 
@@ -143,6 +183,9 @@ def test_broken_forms(url: str) -> None:
     refused(as_form(url, k=["1", "2"]), 422, "body")
     refused(as_form(url, box="a,b,c,d"), 422, "box.0")
     refused(as_form(url, filters="{"), 422, "filters")
+    refused(as_form(url, boxes="1,2,3,4"), 422, "boxes")
+    refused(as_form(url, boxes="[[1,2,3]]"), 422, "boxes.0.3")
+    refused(as_form(url, embedding="[1.0]"), 422, "embedding", "two_queries")
     refused(as_form(url, colour="red"), 422, "colour")
     refused(httpx.post(post, params=[("k", 1), ("k", 2)], content=PHOTO, headers={"content-type": "image/png"}), 422, "query")
 
@@ -205,18 +248,20 @@ JSON_VALUES = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=10), inner, max_size=4),
     max_leaves=12,
 )
-NAMES = st.sampled_from(["k", "box", "filters", "category", "image_base64", "product_id", "explain", "text"]) | st.text(
-    max_size=12
-)
+NAMES = st.sampled_from(
+    ["k", "box", "boxes", "filters", "category", "image_base64", "product_id", "explain", "text", "embedding"]
+) | st.text(max_size=12)
 
 
 @given(st.dictionaries(NAMES, JSON_VALUES, max_size=6))
 def test_any_json_is_a_query_or_a_problem(fields: dict[str, Any]) -> None:
     try:
-        query = guard.check_query(guard.parse_json(json.dumps(fields).encode()), None, CONFIG)
+        query = queries.check_query(queries.parse_json(json.dumps(fields).encode()), None, CONFIG)
     except problems.Problem as problem:
         assert 400 <= problem.body.status < 500
         assert len(problem.response().body) < 20_000
     else:
         assert 1 <= query.k <= CONFIG.max_k
-        assert (query.image is None) != (query.product_id is None)
+        sources = (query.image, query.product_id, query.embedding, query.image_url)
+        assert sum(source is not None for source in sources) + (query.text is not None) >= 1
+        assert sum(source is not None for source in sources) <= 1

@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import dataclasses
 import io
 from typing import Any
 
@@ -11,13 +12,14 @@ import pytest
 from PIL import Image
 
 from serve.api.cascade import Cascade
-from serve.api.guard import Query
 from serve.api.problems import MEDIA_TYPE, Problem
+from serve.api.queries import Query
 from serve.api.schemas import SearchAnswer
 from serve.api.served import ServedRelease
 from serve.index.release import Release
 from serve.index.search import search_photo
 from serve.vision.bundle import Bundle
+from serve.vision.fusion import fuse_query
 from serve.vision.guarded import GuardedDecoder
 from tests.api.tiny_release import NUM_PRODUCTS, RELEASE_ID, TinyRelease, encoded, picture
 
@@ -192,6 +194,78 @@ def test_the_interface_is_described_whole(api: str) -> None:
     assert "HTTPValidationError" not in text
     docs = httpx.get(f"{api}/docs")
     assert docs.status_code == 200 and "http://" not in docs.text and "https://" not in docs.text
+
+
+def test_a_text_is_searched_by_its_embedding(api: str, served: ServedRelease, tiny: TinyRelease) -> None:
+    bundle, release = Bundle.load(served.bundle_folder, tiny.settings.runtime), Release.open(served.folder)
+    text_D = bundle.encode_texts(["red shoe"])[0]
+    expected = [c.product_id for c in release.search(text_D[None], 4)[0]]
+    for answer in (
+        httpx.post(f"{api}/v1/search", json={"text": "red shoe", "k": 4}).json(),
+        httpx.post(f"{api}/v1/search", files={"text": (None, "red shoe"), "k": (None, "4")}).json(),
+    ):
+        assert [r["product_id"] for r in answer["results"]] == expected
+        assert answer["stage"] == "vector" and answer["crops"] == [] and "text" in answer["timings_ms"]
+
+
+def test_a_text_beside_a_photo_draws_the_answer_to_it(api: str, served: ServedRelease, tiny: TinyRelease) -> None:
+    bundle, release = Bundle.load(served.bundle_folder, tiny.settings.runtime), Release.open(served.folder)
+    stored_D = release.product_embedding("p/03")
+    assert stored_D is not None
+    mixed_D = fuse_query(stored_D, bundle.encode_texts(["blue hat"])[0], tiny.settings.serve.text_weight)
+    expected = [c.score for c in release.search(mixed_D[None], 4)[0]]
+    answer = search(api, tiny.photo("p/03"), k=4, text="blue hat").json()
+    assert answer["stage"] == "vector", "another colour of it is not the photo itself"
+    assert np.allclose([r["score"] for r in answer["results"]], expected, atol=2e-3)  # stored vectors are rounded
+    product = httpx.post(f"{api}/v1/search", json={"product_id": "p/03", "text": "blue hat", "k": 4}).json()
+    assert "p/03" not in {r["product_id"] for r in product["results"]}
+
+
+def test_a_bundle_without_texts_says_so(served: ServedRelease, tiny: TinyRelease, encode: Any, groups: list[Any]) -> None:
+    with pytest.raises(Problem) as problem:
+        asked(dataclasses.replace(served, has_text=False), tiny, encode, groups, Query(3, text="red"))
+    assert (problem.value.body.status, problem.value.body.code) == (422, "not_offered")
+    assert "tiny" in problem.value.body.detail
+
+
+def test_an_embedding_made_on_the_device_answers_like_the_photo(api: str, served: ServedRelease) -> None:
+    made = httpx.post(f"{api}/v1/embed", files={"image": stranger()}).json()
+    embedding = made["crops"][0]["embedding"]
+    by_photo = search(api, stranger(), k=6).json()["results"]
+    expected = [c.product_id for c in Release.open(served.folder).search(np.float32([embedding]), 6)[0]]
+    sent = {"embedding": embedding, "bundle_digest": made["release"]["bundle_digest"], "k": 6}
+    answer = httpx.post(f"{api}/v1/search", json=sent).json()
+    assert [r["product_id"] for r in answer["results"]] == expected and expected[0] == by_photo[0]["product_id"]
+    for wrong, field in (
+        ({"embedding": [1.0]}, "embedding"),
+        ({"embedding": [0.5] * 16}, "embedding"),
+        ({**sent, "bundle_digest": "0" * 64}, "bundle_digest"),
+    ):
+        refused = httpx.post(f"{api}/v1/search", json=wrong)
+        assert refused.status_code == 422 and refused.json()["errors"][0]["field"] == field
+
+
+def test_several_boxes_are_crops_of_one_answer(api: str, tiny: TinyRelease) -> None:
+    boxes = [[20, 30, 120, 130], [50, 50, 190, 220]]
+    answer = search(api, tiny.photo("p/03"), boxes=str(boxes), k=4).json()
+    assert [crop["box"] for crop in answer["crops"]] == boxes and len(answer["results"]) == 4
+    single = [search(api, tiny.photo("p/03"), box=",".join(map(str, box)), k=4).json()["results"] for box in boxes]
+    assert [[r["product_id"] for r in crop["results"]] for crop in answer["crops"]] == [
+        [r["product_id"] for r in results] for results in single
+    ]
+    outside = search(api, tiny.photo("p/03"), boxes="[[20, 30, 120, 130], [5000, 5000, 6000, 6000]]")
+    assert outside.status_code == 422 and outside.json()["errors"][0]["field"] == "boxes"
+
+
+def test_each_result_says_how_it_came_about(api: str, tiny: TinyRelease, served: ServedRelease) -> None:
+    shards = {entry.path for _, entry in served.manifest.shards()}
+    answer = SearchAnswer.model_validate_json(search(api, tiny.photo("p/03"), k=4, explain="true").content)
+    stages = [r.explain.stage for r in answer.results if r.explain]
+    assert stages == ["hash", "vector", "vector", "vector"]
+    for result in answer.results:
+        assert result.explain is not None and result.explain.shard in shards
+        assert result.explain.visual == result.score == result.explain.total and result.explain.parts == {}
+    assert search(api, tiny.photo("p/03"), k=1).json()["results"][0]["explain"] is None
 
 
 # ---- lost parts, without a network between ----

@@ -32,6 +32,7 @@ from serve.vision.guarded import GuardedDecoder
 from serve.vision.hash import HASH_KIND, HASH_VERSION
 from serve.vision.image import image_id_of
 from serve.vision.spec import BundleConfig, EncoderConfig, Preprocess
+from tests.vision.small_text import make_text_part
 
 RELEASE_ID = "rtiny"
 NUM_PRODUCTS = 12
@@ -72,7 +73,7 @@ def encoded(image: Image.Image, kind: str = "JPEG", **options: object) -> bytes:
 
 
 def make_bundle(folder: Path) -> Path:
-    """A bundle with random weights, no detector, and a head over the two categories."""
+    """A bundle with random weights: no detector, a head over the two categories, a text encoder."""
     torch.manual_seed(3)
     net = EmbeddingNet("mobilenet_v3_small", 16, len(PARTITIONS))
     for layer in net.modules():
@@ -90,7 +91,9 @@ def make_bundle(folder: Path) -> Path:
         labels=tuple(PARTITIONS.values()),
         preprocess=Preprocess(size_px=64),
     )
-    return assemble_bundle(BundleConfig(name="tiny", encoder=encoder), folder / "store" / "bundles")
+    return assemble_bundle(
+        BundleConfig(name="tiny", encoder=encoder, text=make_text_part(folder, 16)), folder / "store" / "bundles"
+    )
 
 
 def make_release(folder: Path, **serve: object) -> TinyRelease:

@@ -7,36 +7,24 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
 from serve.vision.assemble import assemble_bundle
 from serve.vision.bundle import Bundle, BundleError, TextError
 from serve.vision.fusion import fuse_query
 from serve.vision.spec import BundleConfig, EncoderConfig, Preprocess, RuntimeConfig, TextConfig
-from serve.vision.text import UNKNOWN
-from serve.vision.text_net import TextNet
+from tests.vision.small_text import TEXTS, make_text_part
 
 TINY_CLIP = {
     "embed_dim": 32,
     "vision_cfg": {"image_size": 64, "layers": 1, "width": 64, "patch_size": 32},
     "text_cfg": {"context_length": 16, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2},
 }
-TEXTS = ["red shoe with a white sole", "blue hat", "a red hat with blue stripes and a very long description behind it"]
 
 
 @pytest.fixture(scope="module")
 def text_part(tmp_path_factory: pytest.TempPathFactory) -> TextConfig:
-    """A transformer with random weights, and a tokenizer of the words above."""
-    folder = tmp_path_factory.mktemp("text")
-    tokenizer = Tokenizer(models.WordPiece(unk_token=UNKNOWN))
-    tokenizer.normalizer = normalizers.Lowercase()
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.train_from_iterator(TEXTS, trainers.WordPieceTrainer(vocab_size=80, special_tokens=["[PAD]", UNKNOWN]))
-    tokenizer.save(str(folder / "words.json"))
-    config = TextConfig(kind="transformer", vocabulary=tokenizer.get_vocab_size(), max_tokens=8, width=32, layers=2, heads=2)
-    torch.manual_seed(0)
-    save_file(TextNet(config, 16).state_dict(), folder / "words.safetensors")
-    return config.model_copy(update={"weights": str(folder / "words.safetensors"), "tokenizer": str(folder / "words.json")})
+    """A transformer with random weights, and a tokenizer of a few words."""
+    return make_text_part(tmp_path_factory.mktemp("text"), 16)
 
 
 @pytest.fixture(scope="module")
