@@ -1,6 +1,8 @@
 # make demo: the whole path once, on a generated catalog.   make test: the tests.   make serve: the endpoint and the page.
 CONF ?= conf/local.yaml
 PY = .venv/bin/python
+# Two workers, each with its own Spark and Ray: the tests wait on processes that start more than they compute.
+PYTEST = $(PY) -m pytest -n 2 --no-loadscope-reorder
 
 .PHONY: help setup demo test serve check drill bench bench-index clean
 
@@ -25,7 +27,7 @@ serve: setup
 
 test: setup
 	@./setup.sh --browser
-	@$(PY) -m pytest
+	@$(PYTEST)
 
 check: setup
 	@./setup.sh --browser
@@ -33,7 +35,7 @@ check: setup
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 	.venv/bin/lint-imports
-	$(PY) -m pytest
+	$(PYTEST)
 
 drill: setup
 	@$(PY) -m pytest -m drill

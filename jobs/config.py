@@ -4,13 +4,15 @@ import argparse
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from serve.settings import ConfigError, Section, Settings, parse, read_yaml
 from serve.vision.spec import Preprocess
+
+StartFile = Annotated[Path, AfterValidator(Path.absolute)]  # Ray's workers run in a folder of their own
 
 
 class FeedConfig(Section):
@@ -187,7 +189,7 @@ class TrainEncoderConfig(Section):
     preprocess: Preprocess = Field(
         Preprocess(size_px=128, resize="pad"), description="of the bundle; figures are measured with it; resize: pad or squash"
     )
-    start: Path | None = Field(None, description="weights to start from: of a bundle or of a plain backbone; none = random")
+    start: StartFile | None = Field(None, description="weights to start from: of a bundle or of a plain backbone; none = random")
     frozen_layers: int = Field(0, ge=0, description="first layers of the backbone that keep the weights of `start`")
     frozen_norms: bool = Field(False, description="batch norms keep their statistics, as folded ones must")
     loss: str = Field("supervised_contrastive", description="a name of jobs.training.losses.LOSSES")
@@ -230,7 +232,7 @@ class TrainDetectorConfig(Section):
         (160, 160, 160, 192, 192, 224), min_length=1, description="input side by epoch; the last one stays, and is shipped"
     )
     plain_frac: float = Field(0.25, ge=0, description="products on plain ground for each street scene of an epoch")
-    start: Path | None = Field(None, description="weights to start from, of a bundle; none = random")
+    start: StartFile | None = Field(None, description="weights to start from, of a bundle; none = random")
     epochs: int = Field(6, ge=1)
     batch_size: int = Field(16, ge=2)
     learning_rate: float = Field(2e-3, gt=0)

@@ -22,3 +22,10 @@ def test_a_settings_file_loads_and_writes_out_every_key(name: str) -> None:
 
 def test_serving_knows_the_sections_of_the_jobs() -> None:
     assert set(JOB_SECTIONS) == set(Config.model_fields) - set(Settings.model_fields)
+
+
+def test_weights_to_start_from_are_found_from_any_folder() -> None:
+    """Ray's workers do not run where the command was typed."""
+    relative = Path("serve/bundles/generated-v1/encoder.safetensors")
+    config = Config.load(CONF / "local.yaml", [f"train_encoder.start={relative}", f"train_detector.start={relative}"])
+    assert config.train_encoder.start == config.train_detector.start == relative.absolute()
