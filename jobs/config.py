@@ -105,6 +105,20 @@ class EvaluateBundleConfig(Section):
     report: Path = Field(Path("store/reports/bundle"), description="folder of the report page")
 
 
+class QuantizeBundleConfig(Section):
+    """quantize_bundle: the bundle of the settings in every precision, on catalog photos and those of evaluate.queries."""
+
+    folder: Path = Field(Path("store/quantized/bundle"), description="where the bundle with its chosen runtimes is written")
+    calibration_photos: int = Field(128, ge=1, description="catalog photos that ranges of INT8 are taken from")
+    max_images: int = Field(500, ge=2, description="catalog photos that losses are measured on")
+    max_recall_loss: float = Field(
+        0.01, ge=0, le=1, description="of Recall@1 that the encoder may lose; without queries: of nearest neighbours"
+    )
+    max_box_loss: float = Field(0.05, ge=0, le=1, description="share of boxes that the detector may lose, and may add")
+    seconds: float = Field(5.0, gt=0, description="of measuring, for each network and batch size")
+    browser: bool = Field(True, description="adds the INT8 file that browsers run, whatever it loses")
+
+
 class PublishConfig(Section):
     """Registry and retention."""
 
@@ -324,6 +338,7 @@ class Config(Settings):
     duplicates: DuplicatesConfig = DuplicatesConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     evaluate_bundle: EvaluateBundleConfig = EvaluateBundleConfig()
+    quantize_bundle: QuantizeBundleConfig = QuantizeBundleConfig()
     publish: PublishConfig = PublishConfig()
     render: RenderConfig = RenderConfig()
     training: TrainingConfig = TrainingConfig()

@@ -49,7 +49,8 @@ def run(config: Config) -> EvaluateBundleResult:
     if unknown:
         raise JobError(f"evaluate_bundle.curves={unknown}: allowed are {', '.join(DISTORTIONS)}")
     queries = load_queries(evaluate.queries, evaluate.queries_where, evaluate.max_queries, evaluate.seed)
-    products = choose_products(config, {product_id for query in queries for product_id in query.product_ids})
+    asked = {product_id for query in queries for product_id in query.product_ids}
+    products = choose_products(config, asked, settings.max_images)
     try:
         measured = [measure_bundle(config, name, folder, products, queries) for name, folder in bundle_folders(config)]
     except (BundleError, DeviceError) as error:

@@ -25,6 +25,7 @@ JOB_SECTIONS = (
     "duplicates",
     "evaluate",
     "evaluate_bundle",
+    "quantize_bundle",
     "publish",
     "render",
     "training",

@@ -34,13 +34,22 @@ def data_uri(picture: Image.Image) -> str:
 
 def contact_sheet(uris: Sequence[str], captions: Sequence[str], columns: int = 6, tile_px: int = 150) -> Image.Image:
     """Photos in rows of `columns`, each with its caption below; a photo that cannot be read stays a grey tile."""
+    return tile_sheet([shown_at(uri, tile_px) for uri in uris], captions, columns, tile_px)
+
+
+def shown_at(uri: str, tile_px: int) -> Image.Image:
+    """The photo as a tile of a sheet; grey where it cannot be read."""
+    return read_thumbnail(uri, tile_px - 8) or Image.new("RGB", (tile_px - 8, tile_px - 8), "#ddd")
+
+
+def tile_sheet(pictures: Sequence[Image.Image], captions: Sequence[str], columns: int, tile_px: int) -> Image.Image:
+    """Pictures of at most `tile_px` in rows of `columns`, each with its caption below."""
     caption_px = 28
-    rows = -(-len(uris) // columns)
+    rows = -(-len(pictures) // columns)
     sheet = Image.new("RGB", (columns * tile_px, rows * (tile_px + caption_px)), "white")
     pen = ImageDraw.Draw(sheet)
-    for number, (uri, caption) in enumerate(zip(uris, captions, strict=True)):
+    for number, (picture, caption) in enumerate(zip(pictures, captions, strict=True)):
         x, y = number % columns * tile_px, number // columns * (tile_px + caption_px)
-        picture = read_thumbnail(uri, tile_px - 8) or Image.new("RGB", (tile_px - 8, tile_px - 8), "#ddd")
         sheet.paste(picture, (x + (tile_px - picture.width) // 2, y + (tile_px - picture.height) // 2))
         pen.text((x + 4, y + tile_px), caption[: tile_px // 6], fill="black")
     return sheet

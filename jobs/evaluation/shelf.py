@@ -70,10 +70,10 @@ def centred(vectors_ND: np.ndarray, centre_D: np.ndarray) -> np.ndarray:
     return moved
 
 
-def choose_products(config: Config, asked: set[str]) -> list[ShelfProduct]:
-    """Products with their photos, by id: all that are `asked` for, and a seeded sample of the others.
+def choose_products(config: Config, asked: set[str], max_images: int) -> list[ShelfProduct]:
+    """Products with their photos, by id: all that are `asked` for, and a seeded sample of the others, up to `max_images` photos.
 
-    Others are taken while there are at most evaluate_bundle.max_images photos. Raises JobError where none of `asked` is there.
+    Raises JobError where none of `asked` is there, or nothing at all.
     """
     tables = Tables(config.store.tables)
     versions = {name: pinned_version(tables, name, written_by="jobs.curate_catalog") for name in ("products", "images")}
@@ -88,13 +88,15 @@ def choose_products(config: Config, asked: set[str]) -> list[ShelfProduct]:
         if row["product_id"] in uris
     ]
     chosen = [product for product in products if product.product_id in asked]
-    if not chosen:
+    if not products:
+        raise JobError(f"{tables.root}: no product has a photo; run jobs.curate_catalog on a feed first")
+    if asked and not chosen:
         raise JobError(f"evaluate.queries: none of their {len(asked)} products is among the {len(products)} of the catalog")
     others = [product for product in products if product.product_id not in asked]
     num_photos = sum(len(product.uris) for product in chosen)
     for place in np.random.default_rng(config.evaluate.seed).permutation(len(others)):
         num_photos += len(others[place].uris)
-        if num_photos > config.evaluate_bundle.max_images:
+        if num_photos > max_images:
             break
         chosen.append(others[place])
     return sorted(chosen, key=lambda product: product.product_id)

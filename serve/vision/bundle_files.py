@@ -48,6 +48,7 @@ def files_of(config: BundleConfig) -> list[str]:
     names += [config.detector.runtime.network]
     if config.encoder is not None:
         names += [config.encoder.runtime.network, config.encoder.browser.network if config.encoder.browser else None]
+    names += [name.removesuffix(".xml") + ".bin" for name in names if name is not None and name.endswith(".xml")]
     return list(dict.fromkeys(name for name in names if name is not None))
 
 

@@ -156,21 +156,26 @@ def build_detector(config: DetectorConfig, folder: Path, runtime: RuntimeConfig,
         raise BundleError(f"detector.keep_labels: {', '.join(unknown)}: not among its {len(labels)} labels")
     if config.kind == "onnx_yolox":
         network = file_network(folder / (config.runtime.network or config.weights), config.runtime, runtime, one_by_one=True)
-        return YoloxDetector(network, config.preprocess or YOLOX_INPUT, labels, config)
+        return YoloxDetector(network, input_of(config), labels, config)
     if config.arch is None or not config.arch.startswith(("ssdlite", "fasterrcnn")):
         raise BundleError(f"detector.arch={config.arch}: allowed: ssdlite320_mobilenet_v3_large and torchvision's fasterrcnn_*")
 
     two_stage = config.arch.startswith("fasterrcnn")
-    preprocess = config.preprocess or SSDLITE_INPUT
+    preprocess = input_of(config)
     shape = (1, 3, 320, 416) if two_stage else (2, 3, preprocess.size_px, preprocess.size_px)
     network = torch_network(
-        lambda: build_module(config, folder), shape, (2, 3) if two_stage else (0,), cache / "detector", runtime,
+        lambda: detector_module(config, folder), shape, (2, 3) if two_stage else (0,), cache / "detector", runtime,
         cpu=config.runtime, folder=folder, half=False,  # boxes need float32: bf16 has 8 bits for a coordinate
     )  # fmt: skip
     return TwoStageDetector(network, labels, config) if two_stage else OneStageDetector(network, preprocess, labels, config)
 
 
-def build_module(config: DetectorConfig, folder: Path) -> "torch.nn.Module":
+def input_of(config: DetectorConfig) -> Preprocess:
+    """What a one-stage detector's network sees."""
+    return config.preprocess or (YOLOX_INPUT if config.kind == "onnx_yolox" else SSDLITE_INPUT)
+
+
+def detector_module(config: DetectorConfig, folder: Path) -> "torch.nn.Module":
     """The torch module of a torchvision detector, with its weights. Raises BundleError."""
     from serve.vision.detection_nets import detection_net
 

@@ -50,7 +50,7 @@ class NetworkEncoder:
         return outputs[0] / lengths_N1, outputs[1] if self.labels else None
 
 
-def build_encoder(config: EncoderConfig, folder: Path, runtime: RuntimeConfig, cache: Path) -> Encoder:
+def build_encoder(config: EncoderConfig, folder: Path, runtime: RuntimeConfig, cache: Path) -> NetworkEncoder:
     """The encoder of the bundle in `folder`, whose weights are a file there.
 
     `cache`: folder of converted networks of exactly this bundle. Raises BundleError, DeviceError.

@@ -1,13 +1,17 @@
-"""Post-training quantisation: a torch module as a float32 ONNX file, and that as INT8, calibrated on photos.
+"""Post-training quantisation: a torch module as INT8 files, calibrated on photos.
 
-One INT8 file (QDQ: each layer's inputs are quantised and dequantised in the graph) serves all engines: OpenVINO and ONNX Runtime
-on the server, onnxruntime-web in a browser. Measured against NNCF's INT8, calibrated on the same photos: nearer to float32 (mean
-cosine 0.997, not 0.994, on MobileNetV2; 0.9990, not 0.9970, on ViT-B/32) and as fast in OpenVINO or faster (MobileNetV2 3.3 ms
-an image, not 5.9).
+The ONNX file (QDQ: each layer's inputs are quantised and dequantised in the graph) serves all engines: OpenVINO and ONNX Runtime
+on the server, onnxruntime-web in a browser; it is the nearer one to float32. NNCF's file is OpenVINO's own, and the faster one
+for transformers, whose attention it quantises too (ViT-B/32 in batches: 12.7 ms an image against 19.0). jobs.quantize_bundle
+measures both on the bundle at hand, tests/bench/bench_encoders.py on public networks.
 
 Letters: N images, S side of the network's input in pixels.
 """
 
+import contextlib
+import copy
+import logging
+import sys
 import tempfile
 import warnings
 from collections.abc import Iterable, Sequence
@@ -29,20 +33,23 @@ def export_onnx(module: "torch.nn.Module", example_shape: tuple[int, ...], outpu
     """Writes `module` in float32: input "images" of `example_shape`, of any batch, and one output a name of `outputs`."""
     import torch
 
-    torch.backends.mha.set_fastpath_enabled(False)  # its fused attention cannot be exported
+    from serve.vision.attention import write_out_attention
+
+    module = write_out_attention(copy.deepcopy(module)).eval()
     axes = {name: {0: "batch"} for name in (INPUT_NAME, *outputs)}
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # tracing warns about itself, and about the shapes that are fixed on purpose
         torch.onnx.export(
-            module.eval(), (torch.zeros(example_shape),), path, input_names=[INPUT_NAME], output_names=list(outputs),
+            module, (torch.zeros(example_shape),), path, input_names=[INPUT_NAME], output_names=list(outputs),
             dynamic_axes=axes, opset_version=OPSET, dynamo=False,
         )  # fmt: skip
 
 
-def quantize_onnx(source: Path, batches: Iterable[np.ndarray], target: Path) -> None:
+def quantize_onnx(source: Path, batches: Iterable[np.ndarray], target: Path, ops: Sequence[str] | None = None) -> None:
     """Writes the float32 network `source` in INT8: weights by channel, layers' inputs in the range they have in `batches`.
 
-    `batches`: (N, 3, S, S) float32 preprocessed photos, as the network will see them.
+    `batches`: (N, 3, S, S) float32 preprocessed photos, as the network will see them. `ops`: kinds of ONNX nodes that are
+    quantised; none = all that can be, or TRANSFORMER_OPS.
     """
     import onnx
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
@@ -67,5 +74,25 @@ def quantize_onnx(source: Path, batches: Iterable[np.ndarray], target: Path) -> 
         quantize_static(
             folded, target, Photos(), quant_format=QuantFormat.QDQ, per_channel=True,
             activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8,
-            op_types_to_quantize=TRANSFORMER_OPS if is_transformer else None,
+            op_types_to_quantize=ops or (TRANSFORMER_OPS if is_transformer else None),
         )  # fmt: skip
+
+
+def quantize_openvino(
+    module: "torch.nn.Module", example_shape: tuple[int, ...], batches: Sequence[np.ndarray], target: Path
+) -> None:
+    """Writes `module` in INT8 as OpenVINO's own `target` (.xml, with a .bin beside it), by NNCF: SmoothQuant for transformers."""
+    import nncf  # type: ignore[import-untyped]
+    import openvino
+
+    from serve.vision.runtime import converted
+
+    nncf.set_log_level(logging.ERROR)
+    model = converted(module, example_shape, (0,))
+    is_transformer = any("Attention" in type(layer).__name__ for layer in module.modules())
+    with contextlib.redirect_stdout(sys.stderr):  # where its progress belongs
+        quantised = nncf.quantize(
+            model, nncf.Dataset(batches), preset=nncf.QuantizationPreset.PERFORMANCE, subset_size=len(batches),
+            model_type=nncf.ModelType.TRANSFORMER if is_transformer else None,
+        )  # fmt: skip
+    openvino.save_model(quantised, target, compress_to_fp16=False)

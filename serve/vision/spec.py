@@ -77,16 +77,19 @@ class CpuRuntime(Spec):
     """
 
     engine: Literal["openvino", "onnxruntime"] = "openvino"
-    precision: Literal["f32", "bf16", "int8"] = "f32"
-    network: str | None = Field(None, description="int8: the quantised ONNX file in the bundle's folder")
+    precision: Literal["f32", "bf16", "int8", "int8_bf16"] = Field("f32", description="int8_bf16: bf16 where the file isn't int8")
+    network: str | None = Field(None, description="int8: the quantised .onnx or .xml (with its .bin) in the bundle's folder")
+    made_on: str | None = Field(None, description="the CPU that the choice was measured on")
     lost: Fidelity | BoxFidelity | None = Field(None, description="as jobs.quantize_bundle measured it")
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
-        if (self.precision == "int8") != (self.network is not None):
-            raise ValueError("precision int8 comes with the file `network`, and no other does; jobs.quantize_bundle makes it")
+        if self.precision.startswith("int8") != (self.network is not None):
+            raise ValueError("precision int8 or int8_bf16 comes with the file `network`, no other does: see jobs.quantize_bundle")
         if self.engine == "onnxruntime" and self.precision != "int8":
-            raise ValueError("engine onnxruntime runs int8 only; openvino runs f32, bf16 and int8")
+            raise ValueError("engine onnxruntime runs int8 only; openvino runs f32, bf16, int8 and int8_bf16")
+        if self.engine == "onnxruntime" and self.network is not None and not self.network.endswith(".onnx"):
+            raise ValueError(f"engine onnxruntime runs .onnx files, not {self.network}")
         return self
 
 
