@@ -3,13 +3,16 @@
 The result lies under its own digest in the store, so the same parts give the same folder, and a changed part another one.
 """
 
+import json
 import logging
 import os
 import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
+
+from pydantic import ValidationError
 
 from serve.vision.bundle_files import ADDRESS_CHARS, CONFIG_FILE, bundle_digest, files_of, read_config
 from serve.vision.categories import PROTOTYPES_FILE
@@ -19,6 +22,8 @@ from serve.vision.spec import BundleConfig, BundleError, CategoryConfig, Detecto
 if TYPE_CHECKING:
     import torch
 
+LibraryPart = TypeVar("LibraryPart", EncoderConfig, DetectorConfig)
+Content = TypeVar("Content")
 log = logging.getLogger(__name__)
 
 
@@ -40,6 +45,8 @@ def assemble_bundle(config: BundleConfig, bundles_folder: Path, registry_uri: st
             )
             for name in (CONFIG_FILE, *files_of(read_config(source))):
                 shutil.copyfile(source / name, staged / name)
+            if config.dim is not None:
+                shorten(staged, config.dim)
         digest = bundle_digest(staged)
         folder = bundles_folder / digest[:ADDRESS_CHARS]
         if folder.exists():
@@ -49,6 +56,17 @@ def assemble_bundle(config: BundleConfig, bundles_folder: Path, registry_uri: st
         staged.rename(folder)
     log.info("assembled bundle=%s folder=%s", read_config(folder).name, folder)
     return folder
+
+
+def shorten(folder: Path, dim: int) -> None:
+    """Has the bundle in `folder` cut its vectors to `dim` numbers. Raises BundleError where it was not trained for that."""
+    spec = json.loads((folder / CONFIG_FILE).read_text())
+    spec["encoder"]["dim"] = dim
+    try:
+        shorter = BundleConfig.model_validate(spec)
+    except ValidationError as error:
+        raise BundleError(f"bundle.dim={dim}: {error.errors()[0]['msg']}") from error
+    (folder / CONFIG_FILE).write_text(shorter.model_dump_json(indent=1) + "\n")
 
 
 def from_registry(uri: str, scratch: Path, registry_uri: str | None) -> Path:
@@ -86,6 +104,8 @@ def encoder_part(config: EncoderConfig, folder: Path, downloads: Path) -> Encode
     """`config` with its weights in `folder`."""
     if config.weights is None:
         raise BundleError("bundle.encoder.weights is missing: name a file, or a tag of the library's own download")
+    if config.kind == "transformers":
+        return library_part(config, "vision_model", folder, downloads, "encoder")
     if is_file(config.weights):
         copy_weights(Path(config.weights), folder / "encoder.safetensors")
     else:
@@ -105,6 +125,10 @@ def detector_part(config: DetectorConfig, folder: Path, downloads: Path) -> Dete
         if not labels.is_file():
             raise BundleError(f"bundle.detector.labels={labels}: no such file")
         labels = tuple(line.strip() for line in labels.read_text().splitlines() if line.strip())
+    if config.kind == "transformers":
+        resolved = library_part(config, "detector", folder, downloads, "detector")
+        assert resolved.network_config is not None, "library_part has set it"
+        return resolved.model_copy(update={"labels": labels or published_names(folder / resolved.network_config)})
     name = "detector.onnx" if config.kind == "onnx_yolox" else "detector.safetensors"
     if is_file(config.weights):
         copy_weights(Path(config.weights), folder / name)
@@ -121,6 +145,32 @@ def detector_part(config: DetectorConfig, folder: Path, downloads: Path) -> Dete
     return config.model_copy(update={"weights": name, "labels": labels})
 
 
+def published_names(network_config: Path) -> tuple[str, ...]:
+    """Labels as a config.json of the transformers library has them. Raises BundleError."""
+    from serve.vision.transformers_nets import labels_of
+
+    return labels_of(network_config)
+
+
+def library_part(config: LibraryPart, side: str, folder: Path, downloads: Path, name: str) -> LibraryPart:
+    """A part of kind transformers: weights and config.json from files, or downloaded. `side` as `downloaded` has it."""
+    from serve.vision.transformers_nets import downloaded
+
+    weights, described = f"{name}.safetensors", f"{name}.config.json"
+    assert config.weights is not None and config.arch is not None, "checked by the caller"
+    if is_file(config.weights):
+        if config.network_config is None or not Path(config.network_config).is_file():
+            raise BundleError(f"bundle.{name}.network_config={config.network_config}: name the config.json of these weights")
+        copy_weights(Path(config.weights), folder / weights)
+        shutil.copyfile(config.network_config, folder / described)
+    else:
+        arch = config.arch
+        kept = downloads / f"transformers-{arch.replace('/', '--')}-{side}.safetensors"
+        fetch(lambda: downloaded(arch, side)[1], kept, folder / weights)
+        fetch_text(lambda: downloaded(arch, side)[0], kept.with_suffix(".json"), folder / described)
+    return config.model_copy(update={"weights": weights, "network_config": described})
+
+
 def text_part(config: TextConfig | None, encoder: EncoderConfig, folder: Path, downloads: Path) -> TextConfig | None:
     """`config` with its weights and tokenizer in `folder`."""
     if config is None:
@@ -131,6 +181,14 @@ def text_part(config: TextConfig | None, encoder: EncoderConfig, folder: Path, d
     elif config.kind == "open_clip" and encoder.weights is not None and not is_file(encoder.weights):
         key = f"open_clip-{encoder.arch}-{encoder.weights}-text"
         fetch(lambda: published_text_encoder(encoder), downloads / f"{key}.safetensors", folder / name)
+    elif config.kind == "transformers" and encoder.weights is not None and not is_file(encoder.weights):
+        from serve.vision.transformers_nets import downloaded, downloaded_tokenizer
+
+        kept = downloads / f"transformers-{encoder.arch.replace('/', '--')}-text_model.safetensors"
+        fetch(lambda: downloaded(encoder.arch, "text_model")[1], kept, folder / name)
+        if config.tokenizer is None:
+            fetch_text(lambda: downloaded_tokenizer(encoder.arch), kept.with_suffix(".json"), folder / "tokenizer.json")
+            return config.model_copy(update={"weights": name, "tokenizer": "tokenizer.json"})
     else:
         raise BundleError("bundle.text.weights is missing: name a file")
     if config.tokenizer is None:
@@ -164,17 +222,30 @@ def copy_weights(source: Path, target: Path) -> None:
 
 
 def fetch(download: "Callable[[], dict[str, torch.Tensor]]", kept: Path, target: Path) -> None:
-    """Copies the download kept from an earlier time, or downloads and keeps it, so that a tag means one file for good."""
-    if not kept.is_file():
-        from safetensors.torch import save_file
+    """Copies the tensors kept from an earlier time, or downloads and keeps them, so that a tag means one file for good."""
+    from safetensors.torch import save_file
 
+    def write(tensors: "dict[str, torch.Tensor]", path: Path) -> None:
+        save_file({key: tensor.contiguous().clone() for key, tensor in tensors.items()}, path)
+
+    keep(download, write, kept, target)
+
+
+def fetch_text(download: Callable[[], str], kept: Path, target: Path) -> None:
+    """The same of a text."""
+    keep(download, lambda text, path: path.write_text(text), kept, target)
+
+
+def keep(download: Callable[[], Content], write: Callable[[Content, Path], object], kept: Path, target: Path) -> None:
+    """Copies `kept` to `target`; it is downloaded and written first where it is not there yet. Raises BundleError."""
+    if not kept.is_file():
         try:
-            tensors = download()
+            content = download()
         except (OSError, RuntimeError) as error:
             raise BundleError(f"{kept.stem}: cannot be downloaded: {str(error).splitlines()[0]}") from error
         kept.parent.mkdir(parents=True, exist_ok=True)
         partial = kept.with_suffix(f".{os.getpid()}.partial")
-        save_file({key: tensor.contiguous().clone() for key, tensor in tensors.items()}, partial)
+        write(content, partial)
         partial.rename(kept)
     shutil.copyfile(kept, target)
 

@@ -27,11 +27,14 @@ def read_config(folder: Path) -> BundleConfig:
     detector = config.detector
     if detector.kind != "none" and (detector.weights is None or not isinstance(detector.labels, tuple)):
         raise BundleError(f"{path}: a detector of kind {detector.kind} has weights and a list of labels")
+    for name, part in (("encoder", config.encoder), ("detector", detector)):
+        if part.kind == "transformers" and part.network_config is None:
+            raise BundleError(f"{path}: {name}.network_config is missing: the model's config.json")
     text = config.text
-    if text is not None and (text.weights is None or (text.kind == "transformer" and text.tokenizer is None)):
+    if text is not None and (text.weights is None or (text.kind != "open_clip" and text.tokenizer is None)):
         raise BundleError(f"{path}: a text encoder of kind {text.kind} has weights and, unless it is open_clip's, a tokenizer")
-    if text is not None and text.kind == "open_clip" and config.encoder.kind != "open_clip":
-        raise BundleError(f"{path}: text.kind=open_clip needs an encoder of that kind, this one is {config.encoder.kind}")
+    if text is not None and text.kind != "transformer" and config.encoder.kind != text.kind:
+        raise BundleError(f"{path}: text.kind={text.kind} needs an encoder of that kind, this one is {config.encoder.kind}")
     for name in files_of(config):
         if Path(name).name != name:
             raise BundleError(f"{path}: weights {name!r}: expected the name of a file in this folder")
@@ -45,7 +48,8 @@ def files_of(config: BundleConfig) -> list[str]:
     parts = (config.encoder, config.detector, config.text, config.categories)
     names = [part.weights for part in parts if part is not None]
     names += [config.text.tokenizer] if config.text is not None else []
-    names += [config.detector.runtime.network]
+    names += [config.detector.runtime.network, config.detector.network_config]
+    names += [config.encoder.network_config] if config.encoder is not None else []
     if config.encoder is not None:
         names += [config.encoder.runtime.network, config.encoder.browser.network if config.encoder.browser else None]
     names += [name.removesuffix(".xml") + ".bin" for name in names if name is not None and name.endswith(".xml")]

@@ -23,7 +23,9 @@ SSDLITE_INPUT = Preprocess(size_px=320, resize="squash", mean=(0.5, 0.5, 0.5), s
 YOLOX_INPUT = Preprocess(
     size_px=416, resize="pad", pad_value=114, pad_at="top_left", scale=1, mean=(0, 0, 0), std=(1, 1, 1), channels="bgr"
 )
+QUERY_INPUT = Preprocess(size_px=640, resize="squash", mean=(0, 0, 0), std=(1, 1, 1))  # RT-DETRv2 and D-FINE
 YOLOX_STRIDES = (8, 16, 32)
+ITEM = "item"  # the label of whatever a class-agnostic detector finds
 TOP_CANDIDATES = 300  # boxes of one image that enter suppression: torchvision's topk_candidates of SSDlite
 
 
@@ -124,6 +126,8 @@ def kept(
     if config.keep_labels is not None:
         wanted = np.isin(label_rows_B, [row for row, label in enumerate(labels) if label in config.keep_labels])
         boxes_B4, scores_B, label_rows_B = boxes_B4[wanted], scores_B[wanted], label_rows_B[wanted]
+    if config.class_agnostic:
+        label_rows_B, labels = np.zeros_like(label_rows_B), (ITEM,)
     best = np.argsort(-scores_B, kind="stable")[:TOP_CANDIDATES]
     boxes_B4, scores_B, label_rows_B = boxes_B4[best], scores_B[best], label_rows_B[best]
     rows = suppress(boxes_B4, scores_B, config.nms_iou, label_rows_B)
@@ -157,10 +161,10 @@ def build_detector(config: DetectorConfig, folder: Path, runtime: RuntimeConfig,
     if config.kind == "onnx_yolox":
         network = file_network(folder / (config.runtime.network or config.weights), config.runtime, runtime, one_by_one=True)
         return YoloxDetector(network, input_of(config), labels, config)
-    if config.arch is None or not config.arch.startswith(("ssdlite", "fasterrcnn")):
+    if config.kind == "torchvision" and not (config.arch or "").startswith(("ssdlite", "fasterrcnn")):
         raise BundleError(f"detector.arch={config.arch}: allowed: ssdlite320_mobilenet_v3_large and torchvision's fasterrcnn_*")
 
-    two_stage = config.arch.startswith("fasterrcnn")
+    two_stage = (config.arch or "").startswith("fasterrcnn")
     preprocess = input_of(config)
     shape = (1, 3, 320, 416) if two_stage else (2, 3, preprocess.size_px, preprocess.size_px)
     network = torch_network(
@@ -172,11 +176,18 @@ def build_detector(config: DetectorConfig, folder: Path, runtime: RuntimeConfig,
 
 def input_of(config: DetectorConfig) -> Preprocess:
     """What a one-stage detector's network sees."""
-    return config.preprocess or (YOLOX_INPUT if config.kind == "onnx_yolox" else SSDLITE_INPUT)
+    return config.preprocess or {"onnx_yolox": YOLOX_INPUT, "transformers": QUERY_INPUT}.get(config.kind, SSDLITE_INPUT)
 
 
 def detector_module(config: DetectorConfig, folder: Path) -> "torch.nn.Module":
-    """The torch module of a torchvision detector, with its weights. Raises BundleError."""
+    """The torch module of a detector, with its weights. Raises BundleError."""
+    if config.kind == "transformers":
+        from serve.vision.backbones import read_tensors
+        from serve.vision.transformers_nets import query_boxes
+
+        assert config.network_config is not None and config.weights is not None, "read_config has checked it"
+        path = folder / config.weights
+        return query_boxes(folder / config.network_config, read_tensors(path), path)
     from serve.vision.detection_nets import detection_net
 
     assert config.arch is not None and config.weights is not None, "a bundle names them"

@@ -29,10 +29,13 @@ class Encoder(Protocol):
 
 
 class NetworkEncoder:
-    """An encoder that is one network with its preprocessing. A crop's vector is the same in every batch."""
+    """An encoder that is one network with its preprocessing. A crop's vector is the same in every batch.
 
-    def __init__(self, network: Network, preprocess: Preprocess, labels: tuple[str, ...]) -> None:
-        self.network, self.preprocess, self.labels = network, preprocess, labels
+    `cut`: numbers of each vector that are kept; none = all.
+    """
+
+    def __init__(self, network: Network, preprocess: Preprocess, labels: tuple[str, ...], cut: int | None = None) -> None:
+        self.network, self.preprocess, self.labels, self.cut = network, preprocess, labels, cut
         blank = np.full((preprocess.size_px, preprocess.size_px, 3), 127, np.uint8)
         self.dim = 0
         self.dim = self.encode([blank])[0].shape[1]
@@ -46,8 +49,14 @@ class NetworkEncoder:
             raise BundleError(
                 "the encoder gives numbers that are not finite; its weights are damaged or need another preprocessing"
             )
-        lengths_N1 = np.linalg.norm(outputs[0], axis=1, keepdims=True)  # in bf16 a vector is not quite of unit length
-        return outputs[0] / lengths_N1, outputs[1] if self.labels else None
+        return unit_start(outputs[0], self.cut), outputs[1] if self.labels else None
+
+
+def unit_start(vectors_ND: np.ndarray, dim: int | None) -> np.ndarray:
+    """The first `dim` numbers (none = all) of each vector, at unit length: in bf16 it is not quite, and cut not at all."""
+    kept_ND = vectors_ND[:, :dim]
+    unit: np.ndarray = kept_ND / np.linalg.norm(kept_ND, axis=1, keepdims=True)
+    return unit
 
 
 def build_encoder(config: EncoderConfig, folder: Path, runtime: RuntimeConfig, cache: Path) -> NetworkEncoder:
@@ -60,7 +69,7 @@ def build_encoder(config: EncoderConfig, folder: Path, runtime: RuntimeConfig, c
     network = torch_network(
         lambda: build_module(config, folder), shape, (0,), cache / "encoder", runtime, cpu=config.runtime, folder=folder
     )
-    return NetworkEncoder(network, config.preprocess, config.labels)
+    return NetworkEncoder(network, config.preprocess, config.labels, config.dim)
 
 
 def output_names(config: EncoderConfig) -> tuple[str, ...]:
@@ -76,6 +85,11 @@ def build_module(config: EncoderConfig, folder: Path) -> "torch.nn.Module":
     path = folder / config.weights
     tensors = read_tensors(path)
     network: torch.nn.Module
+    if config.kind == "transformers":
+        from serve.vision.transformers_nets import SiglipImage, siglip_side
+
+        assert config.network_config is not None, "read_config has checked it"
+        return Inference(siglip_side(SiglipImage, folder / config.network_config, tensors, path))
     if config.kind == "open_clip":
         network = ImageTower(open_clip_model(config.arch))
         tensors = {key: tensor for key, tensor in tensors.items() if key.startswith("visual.")}

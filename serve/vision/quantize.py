@@ -82,7 +82,7 @@ def quantize_openvino(
     module: "torch.nn.Module", example_shape: tuple[int, ...], batches: Sequence[np.ndarray], target: Path
 ) -> None:
     """Writes `module` in INT8 as OpenVINO's own `target` (.xml, with a .bin beside it), by NNCF: SmoothQuant for transformers."""
-    import nncf  # type: ignore[import-untyped]
+    import nncf
     import openvino
 
     from serve.vision.runtime import converted

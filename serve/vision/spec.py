@@ -103,13 +103,21 @@ class BrowserNetwork(Spec):
 class DetectorConfig(Spec):
     """A detector by name. `none` searches the whole photo only."""
 
-    kind: Literal["none", "torchvision", "onnx_yolox"] = "none"
-    arch: str | None = Field(None, description="torchvision: ssdlite320_mobilenet_v3_large, fasterrcnn_resnet50_fpn, ...")
+    kind: Literal["none", "torchvision", "onnx_yolox", "transformers"] = "none"
+    arch: str | None = Field(
+        None,
+        description="torchvision: ssdlite320_mobilenet_v3_large, fasterrcnn_resnet50_fpn, ...; transformers: owner/name of a "
+        "YOLOS, RT-DETRv2 or D-FINE",
+    )
+    network_config: str | None = Field(None, description="transformers: the model's config.json; a download brings it")
     weights: str | None = Field(None, description="file, or a tag of the library's own download ('download' = default)")
     labels: tuple[str, ...] | Path | None = Field(
         None, description="names in output order without the background, or a file of them, one a line; none = the download's own"
     )
     keep_labels: tuple[str, ...] | None = Field(None, description="labels that count as items; none = all")
+    class_agnostic: bool = Field(
+        False, description="every found thing is an `item`: for catalogs of other things than the labels"
+    )
     min_score: float = Field(0.3, ge=0, le=1)
     nms_iou: float = Field(0.45, ge=0, le=1, description="boxes of one label that overlap more are one box")
     merge_iou: float = Field(0.7, ge=0, le=1, description="crops that overlap more are one crop, whatever their labels")
@@ -125,24 +133,39 @@ class DetectorConfig(Spec):
 class EncoderConfig(Spec):
     """An encoder by name."""
 
-    kind: Literal["torchvision", "open_clip"]
-    arch: str = Field(description="torchvision: mobilenet_v2, resnet50, vit_b_16, ...; open_clip: ViT-B-32, ...")
+    kind: Literal["torchvision", "open_clip", "transformers"]
+    arch: str = Field(
+        description="torchvision: mobilenet_v2, resnet50, vit_b_16, ...; open_clip: ViT-B-32, ...; transformers: owner/name of a "
+        "SigLIP (2, of a fixed resolution), such as google/siglip2-base-patch16-224"
+    )
+    network_config: str | None = Field(None, description="transformers: the model's config.json; a download brings it")
     weights: str | None = Field(None, description="file, or a tag of the library's own download ('download' = default)")
     embedding_dim: int | None = Field(None, ge=8, description="of the projection; none = the penultimate layer as it is")
     tf_same_padding: bool = Field(False, description="stride-2 convolutions pad right and bottom, as TensorFlow does")
     spatial_transformer: bool = Field(False, description="a learned turn, shift and zoom before the backbone")
     labels: tuple[str, ...] = Field((), description="categories of the head, in output order; () = no head")
+    matryoshka_dims: tuple[int, ...] = Field(
+        (), description="shorter widths that its vectors were trained for (arXiv:2205.13147)"
+    )
+    dim: int | None = Field(None, description="width that vectors are cut to, one of matryoshka_dims; none = all numbers")
     preprocess: Preprocess = Preprocess()
     runtime: CpuRuntime = CpuRuntime()
     browser: BrowserNetwork | None = None
+
+    @model_validator(mode="after")
+    def _trained_for(self) -> Self:
+        if self.dim is not None and self.dim not in self.matryoshka_dims:
+            known = ", ".join(map(str, self.matryoshka_dims)) or "none"
+            raise ValueError(f"dim {self.dim}: this encoder was trained for these shorter widths: {known}")
+        return self
 
 
 class TextConfig(Spec):
     """A text encoder whose vectors lie in the space of the encoder's. The sizes are those of a `transformer`."""
 
-    kind: Literal["transformer", "open_clip"]
-    weights: str | None = Field(None, description="file; open_clip: the tag of the encoder's download serves both sides")
-    tokenizer: str | None = Field(None, description="transformer: file of the `tokenizers` library")
+    kind: Literal["transformer", "open_clip", "transformers"] = Field(description="transformer: trained here; others: as encoder")
+    weights: str | None = Field(None, description="file; none: the encoder's download serves both sides")
+    tokenizer: str | None = Field(None, description="transformer, transformers: file of the `tokenizers` library")
     vocabulary: int = Field(4096, ge=16, description="tokens that the tokenizer knows")
     max_tokens: int = Field(64, ge=4, le=512, description="what a longer text says behind them is not heard")
     width: int = Field(192, ge=8)
@@ -167,6 +190,7 @@ class BundleConfig(Spec):
     """Which bundle: a folder that holds one, or its parts named here."""
 
     path: str | None = Field(None, description="folder with bundle.json, or models:/NAME@ALIAS in MLflow")
+    dim: int | None = Field(None, ge=8, description="shorter vectors, of a width that the bundle at `path` was trained for")
     name: str | None = Field(None, description="of a bundle assembled from the parts below")
     detector: DetectorConfig = DetectorConfig()
     encoder: EncoderConfig | None = None

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
+from serve.vision.encoder import unit_start
 from serve.vision.runtime import Network, torch_network
 from serve.vision.spec import BundleError, CpuRuntime, EncoderConfig, RuntimeConfig, TextConfig
 
@@ -33,17 +34,17 @@ class TextEncoder(Protocol):
 
 
 class NetworkTextEncoder:
-    """A tokenizer and one network."""
+    """A tokenizer and one network; `cut` as the encoder's."""
 
-    def __init__(self, tokenize: Tokenize, network: Network) -> None:
-        self.tokenize, self.network = tokenize, network
+    def __init__(self, tokenize: Tokenize, network: Network, cut: int | None = None) -> None:
+        self.tokenize, self.network, self.cut = tokenize, network, cut
 
     def encode(self, texts: Sequence[str]) -> np.ndarray:
         """See TextEncoder."""
         for text in texts:
             if not text.strip():
                 raise TextError("an empty text has no embedding")
-        return self.network.run(self.tokenize(texts))[0]
+        return unit_start(self.network.run(self.tokenize(texts))[0], self.cut)
 
 
 def build_text_encoder(
@@ -59,14 +60,14 @@ def build_text_encoder(
         tokenize = open_clip_tokenizer(encoder.arch)
     else:
         assert config.tokenizer is not None, "read_config has checked it"
-        tokenize = file_tokenizer(folder / config.tokenizer, config.max_tokens)
+        tokenize = file_tokenizer(folder / config.tokenizer, config.max_tokens, whole_length=config.kind == "transformers")
     example = (2, tokenize(["a text"]).shape[1])
-    dynamic = (0,) if config.kind == "open_clip" else (0, 1)  # open_clip's texts all have its context length
+    dynamic = (0, 1) if config.kind == "transformer" else (0,)  # the texts of the others all have one length
     network = torch_network(
         lambda: build_module(config, encoder, dim, folder), example, dynamic, cache / "text", runtime,
         cpu=CpuRuntime(), folder=folder, half=False,  # half precision has 8 bits for a token's number
     )  # fmt: skip
-    return NetworkTextEncoder(tokenize, network)
+    return NetworkTextEncoder(tokenize, network, encoder.dim)
 
 
 def build_module(config: TextConfig, encoder: EncoderConfig, dim: int, folder: Path) -> "torch.nn.Module":
@@ -78,6 +79,11 @@ def build_module(config: TextConfig, encoder: EncoderConfig, dim: int, folder: P
     path = folder / config.weights
     tensors = read_tensors(path)
     network: torch.nn.Module
+    if config.kind == "transformers":
+        from serve.vision.transformers_nets import SiglipText, siglip_side
+
+        assert encoder.network_config is not None, "read_config has checked it"
+        return siglip_side(SiglipText, folder / encoder.network_config, tensors, path)
     if config.kind == "open_clip":
         from serve.vision.encoder import open_clip_model
         from serve.vision.open_clip_text import TextTower
@@ -89,8 +95,8 @@ def build_module(config: TextConfig, encoder: EncoderConfig, dim: int, folder: P
     return network
 
 
-def file_tokenizer(path: Path, max_tokens: int) -> Tokenize:
-    """A `tokenizers` file. Raises BundleError."""
+def file_tokenizer(path: Path, max_tokens: int, *, whole_length: bool = False) -> Tokenize:
+    """A `tokenizers` file. `whole_length`: every text is padded to `max_tokens`. Raises BundleError."""
     from tokenizers import Tokenizer
 
     try:
@@ -98,7 +104,7 @@ def file_tokenizer(path: Path, max_tokens: int) -> Tokenize:
     except Exception as error:  # the library's own class of this fault is Exception
         raise BundleError(f"{path}: not a tokenizer file: {error}") from error
     tokenizer.enable_truncation(max_tokens)
-    tokenizer.enable_padding(pad_id=PAD_ID)
+    tokenizer.enable_padding(pad_id=PAD_ID, length=max_tokens if whole_length else None)
 
     def tokenize(texts: Sequence[str]) -> np.ndarray:
         return np.array([encoding.ids for encoding in tokenizer.encode_batch(list(texts))], np.float32)
