@@ -28,6 +28,7 @@ from serve.vision.spec import BundleError
 
 START_ATTEMPTS = 3  # Ray gives its node 30 s, which a busy small machine may need
 START_TIMEOUT_S = 180.0  # two cold cores import torch, faiss and OpenVINO in five processes
+MAX_FOLDER_LENGTH = 97 - len("/m.sock") - 57  # of HAProxy's socket paths, in which Ray puts a folder with a digest for name
 
 
 class StartError(RuntimeError):
@@ -99,7 +100,10 @@ def address(config: ServeConfig) -> str:
 @contextlib.contextmanager
 def local_ray(config: ServeConfig) -> Iterator[Path]:
     """A Ray for this server alone; yields its log folder. Ends every process it started."""
-    folder = Path(tempfile.mkdtemp(prefix="visual-search-"))
+    folder = Path(tempfile.mkdtemp(prefix="vs-"))
+    if len(str(folder)) > MAX_FOLDER_LENGTH:
+        folder.rmdir()
+        raise StartError(f"TMPDIR={folder.parent} is too long for the sockets that lie below it: set TMPDIR=/tmp")
     os.environ.update(environment(config, folder))
     import ray  # Ray reads its environment when it is imported
     from ray import serve as ray_serve
@@ -108,7 +112,7 @@ def local_ray(config: ServeConfig) -> Iterator[Path]:
     try:
         context = start_ray()
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # Ray has put its own there, which aborts the process
-        yield Path(context.address_info["session_dir"]) / "logs" / "serve"
+        yield Path(context.address_info["session_dir"]) / "logs"
     finally:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -165,8 +169,8 @@ def environment(config: ServeConfig, folder: Path) -> dict[str, str]:
             "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0",  # one machine: nobody needs 30 s to notice the end
             "RAY_SERVE_HAPROXY_LOG_TARGET": f"{folder}/no-log",  # no access log: request lines go nowhere
             "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": f"{folder}/haproxy.cfg",
-            "RAY_SERVE_HAPROXY_SOCKET_PATH": f"{folder}/admin.sock",
-            "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": f"{folder}/metrics.sock",
+            "RAY_SERVE_HAPROXY_SOCKET_PATH": f"{folder}/a.sock",
+            "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": f"{folder}/m.sock",
             "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(folder),
             "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": f"{folder}/server-state",
             "RAY_SERVE_HAPROXY_METRICS_PORT": str(free_port()),

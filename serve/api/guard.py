@@ -5,6 +5,7 @@ A body is read into memory with a limit and a clock, and taken apart in memory: 
 """
 
 import asyncio
+import contextlib
 from collections.abc import AsyncGenerator
 from dataclasses import replace
 
@@ -18,6 +19,8 @@ from serve.api.problems import Problem
 from serve.api.queries import Query, check_query, parse_fields, parse_json
 from serve.api.url_photos import UrlPhotos
 from serve.settings import ServeConfig
+
+DROP_S = 0.5  # 11 MB over loopback take 0.02 s
 
 MEDIA_TYPES = "multipart/form-data, application/json or image/*"
 
@@ -70,6 +73,7 @@ async def read_body(request: Request, max_bytes: int, timeout_s: float) -> bytes
     if not declared.isdecimal():
         raise Problem(400, "bad_content_length", "is not a number", "content-length")
     if int(declared) > max_bytes:
+        await drop_rest(request)
         raise too_large
     body = bytearray()
     try:
@@ -77,12 +81,21 @@ async def read_body(request: Request, max_bytes: int, timeout_s: float) -> bytes
             async for chunk in request.stream():
                 body += chunk
                 if len(body) > max_bytes:
+                    await drop_rest(request)
                     raise too_large
     except TimeoutError:
         raise Problem(408, "body_timeout", f"did not arrive within {timeout_s:g} s", "body", headers=close) from None
     except ClientDisconnect:
         raise Problem(400, "client_gone", "the connection was closed before the end", "body") from None
     return bytes(body)
+
+
+async def drop_rest(request: Request) -> None:
+    """Reads on for a moment and keeps nothing: a connection closed on a client that still sends loses our answer to it."""
+    with contextlib.suppress(TimeoutError, ClientDisconnect):
+        async with asyncio.timeout(DROP_S):
+            while (await request.receive()).get("more_body", False):
+                pass
 
 
 class MemoryParser(MultiPartParser):
