@@ -91,6 +91,14 @@ class RegistryConfig(Section):
     artifacts: str | None = Field(None, description="artifact root of a new experiment; none = MLflow's own")
 
 
+class ApiKey(Section):
+    """A client that may ask; `python -m serve.api.access NAME` makes one."""
+
+    name: str = Field(min_length=1, max_length=60, pattern=r"^[A-Za-z0-9._\-]+$", description="stands in logs")
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$", description="of the key, which itself is kept nowhere")
+    rate_per_s: float | None = Field(None, gt=0, description="requests a second; none = no limit")
+
+
 class ServeConfig(Section):
     """The endpoint: addresses, limits and replicas."""
 
@@ -116,6 +124,8 @@ class ServeConfig(Section):
     text_weight: float = Field(0.5, ge=0, le=1, description="of the text in a query of photo and text")
     image_url: bool = Field(False, description="whether a query may name a public URL that the server fetches")
     image_url_timeout_s: float = Field(5.0, gt=0)
+    api_keys: tuple[ApiKey, ...] = Field((), description="who may ask; none = everyone")
+    probe_frac: float = Field(0.01, ge=0, le=1, description="share of vector answers searched again exactly, on the side")
     release: str | None = Field(None, description="serve this release id instead of the champion")
 
 

@@ -60,6 +60,8 @@ def assemble(served: ServedRelease, settings: Settings) -> Application:
         deployment(ShardSearcher, f"ShardSearcher-{group}", config.searcher_replicas, num_cpus=SEARCHER_CPUS).bind(served, group)
         for group in range(len(served.shard_groups))
     ]
+    # The ingress itself turns away what is too much (serve.api.access), as problem JSON; Serve's own limit lies behind that.
+    limits["max_ongoing_requests"] = 2 * (config.max_ongoing_requests + config.max_queued_requests)
     ingress = deployment(ray_serve.ingress()(Ingress), "Ingress", config.num_ingress, num_cpus=INGRESS_CPUS)
     return ingress.bind(served, settings, encoder.bind(served, settings), searchers)
 

@@ -18,6 +18,7 @@ import numpy as np
 from serve.api.answers import Answers, Why, why_hash, why_near
 from serve.api.hash_reader import HashReader
 from serve.api.laps import Laps
+from serve.api.probe import RecallProbe
 from serve.api.problems import Problem, image_problem
 from serve.api.queries import Query
 from serve.api.schemas import Box, EmbedAnswer, EmbeddedCrop, Explanation, SearchAnswer
@@ -85,6 +86,7 @@ class Cascade:
         self.answers = Answers(self.manifest, self.products, settings.serve.min_score)
         self.encoder, self.lost = encoder, lost
         self.searchers = Searchers(groups, self.config.shard_timeout_s, lost)
+        self.probe: RecallProbe | None = None
         self.threads = ThreadPoolExecutor(4, thread_name_prefix="products")  # disk reads, never on the event loop
 
     def close(self) -> None:
@@ -142,6 +144,8 @@ class Cascade:
         """Search in the likely partitions, and fusion of what each vector found."""
         found = await self.searchers.search(wanted.embeddings_QD, query.k, wanted.routes, wanted.filters)
         laps.lap("search")
+        if self.probe is not None:
+            self.probe.consider(wanted.embeddings_QD[0], query.k, wanted.filters, found.candidates[0])
         results = fuse_crops(found.candidates, query.k)
         crops = crop_answers(wanted.crops, found.candidates, query.k) if wanted.crops else ()
         probs = [crop.category_probs for crop in wanted.crops] or [None] * len(wanted.embeddings_QD)

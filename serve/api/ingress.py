@@ -4,11 +4,17 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from fastapi import FastAPI
+from prometheus_client.metrics_core import Metric
+from ray import serve as ray_serve
 from ray.exceptions import RayActorError
+from ray.serve._private import replica
 from ray.serve.exceptions import BackPressureError
 from ray.serve.handle import DeploymentHandle
 
 from serve.api.cascade import AskEncoder, Cascade
+from serve.api.logs import write_json_lines
+from serve.api.metrics import Metrics
+from serve.api.probe import RecallProbe
 from serve.api.problems import overloaded
 from serve.api.routes import create_app
 from serve.api.served import ServedRelease
@@ -33,10 +39,37 @@ class Ingress:
     def __init__(
         self, served: ServedRelease, settings: Settings, encoder: DeploymentHandle, searchers: list[DeploymentHandle]
     ) -> None:
+        write_json_lines()
         groups = [asked(searcher, "search") for searcher in searchers]
         towers = AskEncoder(photo=asked(encoder, "analyse"), text=asked(encoder, "embed_text"))
         self.cascade = Cascade(served, settings, towers, groups, lost=(RayActorError,))
+        self.counted = Metrics()
+        exact = [asked(searcher, "search_exactly") for searcher in searchers]
+        self.cascade.probe = RecallProbe(exact, settings.serve.probe_frac, self.counted)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Called by Ray Serve when the replica starts."""
-        return create_app(self.cascade)
+        ignore_client_timeouts()
+        return create_app(self.cascade, self.counted, every_replica)
+
+    def metrics(self) -> list[Metric]:
+        """Of this replica alone."""
+        return self.counted.snapshot()
+
+
+async def every_replica() -> list[list[Metric]]:
+    """The metrics of all ingress replicas."""
+    context = ray_serve.get_replica_context()
+    handle = ray_serve.get_deployment_handle(context.deployment, context.app_name)
+    replicas: list[list[Metric]] = await handle.broadcast("metrics").results_async()
+    return replicas
+
+
+def ignore_client_timeouts() -> None:
+    """Ray Serve lets every client set the time limit of its request and switch off the end of work when it hangs up.
+
+    Its replicas read `x-request-timeout-seconds` and `x-request-disconnect-disabled` before our code runs, and no setting
+    stops that (ray 2.60, serve/_private/replica.py), so in this process those readers find nothing.
+    """
+    replica.parse_request_timeout_header = lambda _headers, default_timeout_s: default_timeout_s
+    replica.parse_disconnect_disabled_header = lambda _headers: False

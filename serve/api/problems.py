@@ -1,6 +1,5 @@
 """Errors as RFC 9457 problem JSON: what was given, what is allowed, and the field it is about. Never the input itself."""
 
-import logging
 import re
 from http import HTTPStatus
 
@@ -11,8 +10,6 @@ from pydantic import BaseModel, Field, ValidationError
 from starlette.exceptions import HTTPException
 
 from serve.vision.image import ImageError
-
-log = logging.getLogger(__name__)
 
 MEDIA_TYPE = "application/problem+json"
 
@@ -112,9 +109,3 @@ def install(app: FastAPI) -> None:
         headers = dict(error.headers) if error.headers else None
         detail = "no such path; see /docs" if error.status_code == 404 else str(error.detail or phrase)
         return Problem(error.status_code, phrase.lower().replace(" ", "_"), detail, headers=headers).response()
-
-    @app.exception_handler(Exception)
-    async def on_bug(request: Request, error: Exception) -> JSONResponse:
-        route = getattr(request.scope.get("route"), "path", "?")
-        log.error("event=bug route=%s error=%s", route, type(error).__name__)
-        return Problem(500, "bug", "this is a fault of the server; its log has the details").response()

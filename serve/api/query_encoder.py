@@ -9,6 +9,7 @@ import numpy as np
 from ray import serve as ray_serve
 
 from serve.api.cascade import Refused
+from serve.api.logs import write_json_lines
 from serve.api.schemas import Box
 from serve.api.served import ServedRelease
 from serve.settings import Settings
@@ -70,6 +71,7 @@ class QueryEncoder:
     """One replica = one process with the bundle loaded."""
 
     def __init__(self, served: ServedRelease, settings: Settings) -> None:
+        write_json_lines()
         self.encoder = PhotoEncoder(served, settings.runtime, settings.decode)
         self.thread = ThreadPoolExecutor(1, thread_name_prefix="encoder")  # the event loop only collects batches
         self._analyse.set_max_batch_size(settings.serve.batch_size)

@@ -3,7 +3,7 @@
 import asyncio
 import io
 import logging
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Annotated, TypeVar
@@ -12,10 +12,15 @@ import numpy as np
 from fastapi import FastAPI, Query, Request
 from fastapi.responses import FileResponse, JSONResponse, RedirectResponse, Response
 from PIL import Image
+from prometheus_client.metrics_core import Metric
 from starlette.staticfiles import StaticFiles
 
-from serve.api import guard, openapi, problems, queries
+from serve.api import guard, metrics, openapi, problems, queries
+from serve.api.access import Access, Room
 from serve.api.cascade import Cascade
+from serve.api.logs import about_request
+from serve.api.metrics import Metrics
+from serve.api.observe import Observe
 from serve.api.openapi import refusals
 from serve.api.photos import read_photo
 from serve.api.problems import Problem
@@ -24,6 +29,7 @@ from serve.api.url_photos import UrlPhotos
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
+AllReplicas = Callable[[], Awaitable[list[list[Metric]]]]
 
 PAGE = Path(__file__).parent.parent / "page"
 RETRY = {"Retry-After": "1"}
@@ -58,10 +64,12 @@ def warm_up_photo() -> bytes:
     return buffer.getvalue()
 
 
-def create_app(cascade: Cascade) -> FastAPI:
-    """The whole interface over one open release."""
+def create_app(cascade: Cascade, counted: Metrics, all_replicas: AllReplicas | None = None) -> FastAPI:
+    """The whole interface over one open release. `all_replicas` asks every ingress replica for its metrics."""
     config, manifest = cascade.config, cascade.manifest
-    readiness, photos = Readiness(), UrlPhotos(config.max_body_bytes, config.image_url_timeout_s)
+    photos = UrlPhotos(config.max_body_bytes, config.image_url_timeout_s)
+    readiness, room = Readiness(), Room(config.max_ongoing_requests, config.max_queued_requests, counted)
+    counted.serves(manifest.release_id)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -71,7 +79,10 @@ def create_app(cascade: Cascade) -> FastAPI:
         cascade.close()
 
     app = FastAPI(title="visual-search", version="1", lifespan=lifespan, docs_url=None, redoc_url=None)
+    # The last one added is the first that a request meets.
+    app.add_middleware(Access, keys=config.api_keys, num_ingress=config.num_ingress, room=room, metrics=counted)
     app.add_middleware(guard.SecurityHeaders)
+    app.add_middleware(Observe, metrics=counted)
     problems.install(app)
     openapi.describe(app)
 
@@ -80,10 +91,14 @@ def create_app(cascade: Cascade) -> FastAPI:
         if readiness.reason is not None:
             raise Problem(503, "not_ready", readiness.reason, headers=RETRY)
         try:
-            async with asyncio.timeout(config.request_timeout_s):
-                return await answer
+            async with asyncio.timeout(config.request_timeout_s), room.place():
+                result = await answer
         except TimeoutError:
             raise Problem(503, "too_slow", f"no answer within {config.request_timeout_s:g} s", headers=RETRY) from None
+        if isinstance(result, SearchAnswer):
+            counted.answered(result)
+            about_request.get({}).update(release=result.release.id, stage=result.stage)
+        return result
 
     @app.post(
         "/v1/search",
@@ -133,6 +148,12 @@ def create_app(cascade: Cascade) -> FastAPI:
     async def release() -> ReleaseAnswer:
         """What is served, exactly: release, bundle and table versions, sizes, measured figures, limits."""
         return release_answer(cascade)
+
+    @app.get("/metrics", response_class=Response, responses={200: {"content": {metrics.CONTENT_TYPE: {}}}})
+    async def prometheus() -> Response:
+        """Counts and times of all ingress replicas, for Prometheus."""
+        replicas = [counted.snapshot()] if all_replicas is None else await all_replicas()
+        return Response(metrics.exposition(replicas), media_type=metrics.CONTENT_TYPE, headers=NO_STORE)
 
     @app.get("/healthz")
     async def healthz() -> Health:

@@ -4,6 +4,7 @@
 
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import numpy as np
 
@@ -27,3 +28,8 @@ class ShardSearcher:
         """Per crop the best k distinct products of this group in the partitions of its route."""
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self.threads, search_crops, self.group, embeddings_QD, k, routes, filters)
+
+    async def search_exactly(self, embeddings_QD: np.ndarray, k: int, filters: Filters | None) -> list[list[Candidate]]:
+        """The same with every stored vector compared, in all partitions: what the index is held against while it serves."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self.threads, partial(self.group.search, embeddings_QD, k, None, filters, exact=True))

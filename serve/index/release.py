@@ -84,11 +84,13 @@ class ShardGroup:
         k: int,
         partitions: Collection[str] | None = None,
         filters: Filters | None = None,
+        *,
+        exact: bool = False,
     ) -> list[list[Candidate]]:
         """Per query the best k distinct products of these shards, best first (fewer when there are fewer).
 
         Embeddings are (Q, D) floats. Raises ReleaseError for another width, NaN, inf or zero vectors.
-        `partitions`: names of those to search; none = all.
+        `partitions`: names of those to search; none = all. `exact`: compare with every stored vector.
         """
         queries_QD = check_queries(embeddings_QD, self.dim)
         faiss.omp_set_num_threads(self.threads)  # OpenMP keeps this number per calling thread
@@ -98,7 +100,7 @@ class ShardGroup:
         scores_SQK, rows_SQK = [], []
         for i in searched:
             shard = self.shards[i].shard
-            scores_QK, rows_QK = shard.search_products(queries_QD, k, allowed_products(shard.records, filters))
+            scores_QK, rows_QK = shard.search_products(queries_QD, k, allowed_products(shard.records, filters), exact=exact)
             scores_SQK.append(scores_QK)
             rows_SQK.append(np.where(rows_QK >= 0, rows_QK + self.starts[i], -1))
         # A product lives in one shard, so distinct products of each are distinct products of all.

@@ -108,13 +108,20 @@ class Shard:
         return np.pad(scores_QF, missing, constant_values=NONE_SCORE), np.pad(rows_QF, missing, constant_values=-1)
 
     def search_products(
-        self, queries_QD: np.ndarray, k: int, allowed_P: np.ndarray | None = None, nprobe: int | None = None
+        self,
+        queries_QD: np.ndarray,
+        k: int,
+        allowed_P: np.ndarray | None = None,
+        nprobe: int | None = None,
+        *,
+        exact: bool = False,
     ) -> tuple[np.ndarray, np.ndarray]:
         """The k nearest distinct products by their best crop: (Q, k) cosines, best first, and (Q, k) rows of those crops.
 
         `allowed_P`: bool, which products may come back; deleted ones never do. Fewer than k (-inf and -1 in their place) only
         where the shard has no more of them: the index is asked for more candidates, from more lists, until there are k or
-        everything was seen. The fewer a filter leaves, the more lists are looked at from the start.
+        everything was seen. The fewer a filter leaves, the more lists are looked at from the start. `exact`: everything is
+        looked at, by its stored vectors.
         """
         scores_QK = np.full((len(queries_QD), k), NONE_SCORE, np.float32)
         rows_QK = np.full((len(queries_QD), k), -1, np.int64)
@@ -134,7 +141,7 @@ class Shard:
         keep = min(fetch, KEPT * k)
         todo = np.arange(len(queries_QD))
         while todo.size:
-            everything = num_rows <= max(fetch, SCAN_ROWS if selected is not None else 0)
+            everything = exact or num_rows <= max(fetch, SCAN_ROWS if selected is not None else 0)
             if everything:
                 scores_QF, found_QF = self._all(queries_QD[todo], selected, num_rows)
             else:

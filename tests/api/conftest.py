@@ -8,6 +8,7 @@ import httpx
 import pytest
 
 from serve.api.cascade import AskEncoder, Cascade
+from serve.api.metrics import Metrics
 from serve.api.query_encoder import PhotoEncoder
 from serve.api.routes import create_app
 from serve.api.served import ServedRelease
@@ -51,7 +52,7 @@ def groups(served: ServedRelease) -> list[Callable[..., Awaitable[Any]]]:
 @pytest.fixture(scope="session")
 def api(served: ServedRelease, tiny: TinyRelease, encode: Any, groups: Any) -> Iterator[str]:
     """URL of the interface over the tiny release, ready."""
-    with live(create_app(Cascade(served, tiny.settings, encode, groups))) as url:
+    with live(create_app(Cascade(served, tiny.settings, encode, groups), Metrics())) as url:
         client = httpx.Client(transport=httpx.HTTPTransport(retries=5))
         for _ in range(600):
             if client.get(f"{url}/readyz").status_code == 200:

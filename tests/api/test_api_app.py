@@ -34,3 +34,20 @@ def test_one_searcher_deployment_a_shard_group(served: ServedRelease, tiny: Tiny
     total = sum(d.ray_actor_options["num_cpus"] for d in (ingress, encoder._bound_deployment, searchers[0]._bound_deployment))
     assert total <= 1.0, "everything fits beside Serve's own actors on a small machine"
     assert (surge(1), surge(2), surge(8)) == (100, 100, 25)
+
+
+def test_the_kubernetes_file_is_understood_whole() -> None:
+    service, policy = yaml.safe_load_all((ROOT / "conf" / "kuberay" / "rayservice.yaml").read_text())
+    given = yaml.safe_load(service["spec"]["serveConfigV2"])
+    understood = ServeDeploySchema.model_validate(given).model_dump(exclude_unset=True)
+    assert understood.keys() == given.keys() and understood["http_options"].keys() == given["http_options"].keys()
+    assert given["applications"][0]["import_path"] == "serve.api.app:build"
+    BuildArgs.model_validate(given["applications"][0]["args"])
+    groups = [service["spec"]["rayClusterConfig"]["headGroupSpec"], *service["spec"]["rayClusterConfig"]["workerGroupSpecs"]]
+    for group in groups:
+        container = group["template"]["spec"]["containers"][0]
+        environment = {one["name"]: one.get("value") for one in container["env"]}
+        assert environment["RAY_automatic_object_spilling_enabled"] == "0", "an upload must never reach the disk"
+        assert environment["RAY_AUTH_MODE"] == "token" and environment["RAY_SERVE_ENABLE_HA_PROXY"] == "1"
+        assert {m["name"] for m in container["volumeMounts"]} == {v["name"] for v in group["template"]["spec"]["volumes"]}
+    assert {"ports": [{"port": 8000}]} in policy["spec"]["ingress"]

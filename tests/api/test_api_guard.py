@@ -17,6 +17,8 @@ from hypothesis import strategies as st
 from live_app import live
 
 from serve.api import guard, problems, queries
+from serve.api.metrics import Metrics
+from serve.api.observe import Observe
 from serve.api.problems import MEDIA_TYPE
 from serve.api.url_photos import UrlPhotos
 from serve.settings import ServeConfig
@@ -31,6 +33,7 @@ def url() -> Iterator[str]:
     """The guard alone: answers with the query it read."""
     app = FastAPI()
     app.add_middleware(guard.SecurityHeaders)
+    app.add_middleware(Observe, metrics=Metrics())
     problems.install(app)
 
     @app.post("/v1/search")

@@ -80,6 +80,11 @@ def test_a_whole_life(tiny: TinyRelease) -> None:
         assert (found["stage"], found["shards"]) == ("vector", {"asked": 2, "answered": 2})
         headers = {"x-request-timeout-seconds": "0", "x-request-disconnect-disabled": "?1", "content-type": "text/plain"}
         assert client.post(f"{url}/v1/search", content=b"x", headers=headers).status_code == 415
+        impatient = {"x-request-timeout-seconds": "0.001"}
+        answer = client.post(f"{url}/v1/search", files={"image": encoded(picture(778))}, headers=impatient)
+        assert answer.status_code == 200, "a client's header sets no time limit"
+        counted = client.get(f"{url}/metrics").text
+        assert 'visual_search_answers_total{stage="vector"} 2.0' in counted and "visual_search_hash_hit_frac" in counted
         assert client.get(f"{url}/").status_code == 200
         large = httpx.post(f"{url}/v1/search", content=bytes(11_000_000), headers={"content-type": "image/jpeg"})
         assert large.status_code == 413
