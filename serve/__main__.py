@@ -22,6 +22,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from serve.api.client_headers import CALLBACK
 from serve.index.manifest import ReleaseError
 from serve.settings import ConfigError, ServeConfig, Settings
 from serve.vision.spec import BundleError
@@ -157,6 +158,7 @@ def environment(config: ServeConfig, folder: Path) -> dict[str, str]:
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_automatic_object_spilling_enabled": "0",  # an upload in the object store must never reach the disk
         "RAY_SERVE_LOG_TO_STDERR": "0",
+        "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": CALLBACK,
         "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",  # 5 s kills a proxy that starts on two busy cores, again and again
     }
     if config.haproxy:

@@ -7,7 +7,6 @@ from fastapi import FastAPI
 from prometheus_client.metrics_core import Metric
 from ray import serve as ray_serve
 from ray.exceptions import RayActorError
-from ray.serve._private import replica
 from ray.serve.exceptions import BackPressureError
 from ray.serve.handle import DeploymentHandle
 
@@ -49,7 +48,6 @@ class Ingress:
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Called by Ray Serve when the replica starts."""
-        ignore_client_timeouts()
         return create_app(self.cascade, self.counted, every_replica)
 
     def metrics(self) -> list[Metric]:
@@ -63,13 +61,3 @@ async def every_replica() -> list[list[Metric]]:
     handle = ray_serve.get_deployment_handle(context.deployment, context.app_name)
     replicas: list[list[Metric]] = await handle.broadcast("metrics").results_async()
     return replicas
-
-
-def ignore_client_timeouts() -> None:
-    """Ray Serve lets every client set the time limit of its request and switch off the end of work when it hangs up.
-
-    Its replicas read `x-request-timeout-seconds` and `x-request-disconnect-disabled` before our code runs, and no setting
-    stops that (ray 2.60, serve/_private/replica.py), so in this process those readers find nothing.
-    """
-    replica.parse_request_timeout_header = lambda _headers, default_timeout_s: default_timeout_s
-    replica.parse_disconnect_disabled_header = lambda _headers: False

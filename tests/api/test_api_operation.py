@@ -17,11 +17,16 @@ import numpy as np
 import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
-from ray.serve._private import replica
+from ray.serve._private.http_util import (
+    parse_disconnect_disabled_header,
+    parse_request_timeout_header,
+    validate_http_proxy_callback_return,
+)
+from ray.serve._private.utils import call_function_from_import_path
 
-from serve.api import ingress
 from serve.api.access import Bucket, Keys, key_digest
 from serve.api.cascade import AskEncoder, Cascade
+from serve.api.client_headers import CALLBACK, middlewares
 from serve.api.logs import JsonLines, about_request
 from serve.api.metrics import PREFIX, Metrics, exposition
 from serve.api.probe import RecallProbe, recall
@@ -328,16 +333,24 @@ def test_exact_search_of_a_group_is_the_same_for_flat_shards(served: ServedRelea
 # ---- time limits ----
 
 
-def test_clients_do_not_set_the_time_limits_of_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The readers that Serve's replicas use, before and after; over HTTP: test_api_main."""
-    headers = {b"x-request-timeout-seconds": b"0.001", b"x-request-disconnect-disabled": b"?1"}
-    for name in ("parse_request_timeout_header", "parse_disconnect_disabled_header"):
-        monkeypatch.setattr(replica, name, getattr(replica, name))  # put back afterwards
-    assert replica.parse_request_timeout_header(headers, 10.0) == 0.001
-    assert replica.parse_disconnect_disabled_header(headers) is True
-    ingress.ignore_client_timeouts()
-    assert replica.parse_request_timeout_header(headers, 10.0) == 10.0
-    assert replica.parse_disconnect_disabled_header(headers) is False
+def test_clients_do_not_set_the_time_limits_of_the_server() -> None:
+    """What Serve's own readers find, without and with the middleware; over HTTP: test_api_main."""
+    headers = [(b"X-Request-Timeout-Seconds", b"0"), (b"x-request-disconnect-disabled", b"?1"), (b"x-request-id", b"r")]
+    headers.append((b"serve-multiplexed-model-id", b"m"))
+    seen: list[dict[bytes, bytes]] = []
+
+    async def inner(scope: Any, receive: Any, send: Any) -> None:
+        seen.append({name.lower(): value for name, value in scope["headers"]})
+
+    async def both() -> None:
+        await inner({"headers": headers}, None, None)
+        await middlewares()[0].cls(inner)({"type": "http", "headers": headers}, None, None)  # type: ignore[arg-type]
+
+    asyncio.run(both())
+    read = [(parse_request_timeout_header(h, 10.0), parse_disconnect_disabled_header(h)) for h in seen]
+    assert read == [(None, True), (10.0, False)]
+    assert seen[1] == {b"x-request-id": b"r"}
+    validate_http_proxy_callback_return(call_function_from_import_path(CALLBACK))
 
 
 def test_a_query_that_takes_too_long_is_cut(served: ServedRelease, tiny: TinyRelease, groups: Any) -> None:
