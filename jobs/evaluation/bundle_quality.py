@@ -16,6 +16,7 @@ from jobs.evaluation.domains import DomainGap, domain_gap
 from jobs.evaluation.photo_recall import see_photos
 from jobs.evaluation.queries import Query
 from jobs.evaluation.shelf import Shelf, ShelfProduct, fill_shelf
+from jobs.evaluation.text_recall import text_figures
 from jobs.raydata.session import progress
 from jobs.runs import pairs
 from serve.vision.bundle import Bundle
@@ -57,7 +58,9 @@ def measure_bundle(
         raise JobError("evaluate.queries: their products have no other photo in the catalog than the queries themselves")
     figures = recall_figures(asked) | {"catalog_photos": len(shelf.image_ids), "catalog_products": len(shelf.products)}
     gap = domain_gap(queries, image_ids, seen, shelf)
-    figures |= gap.figures() | found_boxes(config, folder, bundle, queries)
+    figures |= (
+        gap.figures() | found_boxes(config, folder, bundle, queries) | text_figures(queries, image_ids, seen, shelf, bundle)
+    )
     bins = category_bins(asked, bundle.labels)
     if bins:
         num = sum(one.num for one in bins)

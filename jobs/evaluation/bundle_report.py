@@ -25,7 +25,8 @@ SHOWN = 5  # products of a failure
 TABLE = {
     "recall_at_1": "Recall@1", "recall_at_5": "@5", "recall_at_10": "@10", "mean_average_precision": "mAP",
     "ndcg_at_10": "nDCG@10", "boxes_average_precision": "boxes mAP@.5", "category_accuracy": "category right",
-    "category_ece": "ECE", "domain.recall_gap": "domain gap", "domain.centred_recall_at_1": "Recall@1 centred",
+    "category_ece": "ECE", "text_recall_at_10": "text Recall@10", "photo_text_recall_at_1": "photo + text Recall@1",
+    "domain.recall_gap": "domain gap", "domain.centred_recall_at_1": "Recall@1 centred",
 }  # fmt: skip
 
 

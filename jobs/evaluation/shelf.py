@@ -26,12 +26,16 @@ ANALYSED_AT_ONCE = 32  # photos
 
 @dataclass(frozen=True)
 class ShelfProduct:
-    """What reports say of a product. `style`: its group_id, or itself; siblings share one. `uris`: its photos, in order."""
+    """What reports say of a product. `style`: its group_id, or itself; siblings share one. `uris`: its photos, in order.
+
+    `texts`: title and description, where they say something.
+    """
 
     product_id: str
     category: str | None
     style: str
     uris: tuple[str, ...]
+    texts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -81,9 +85,15 @@ def choose_products(config: Config, asked: set[str], max_images: int) -> list[Sh
     uris: dict[str, list[str]] = {}
     for row in images.sort_by([("product_id", "ascending"), ("position", "ascending")]).to_pylist():
         uris.setdefault(row["product_id"], []).append(row["image_uri"])
-    rows = read_table(tables, "products", ["product_id", "category", "group_id"], versions["products"])
+    rows = read_table(tables, "products", ["product_id", "title", "description", "category", "group_id"], versions["products"])
     products = [
-        ShelfProduct(row["product_id"], row["category"], row["group_id"] or row["product_id"], tuple(uris[row["product_id"]]))
+        ShelfProduct(
+            product_id=row["product_id"],
+            category=row["category"],
+            style=row["group_id"] or row["product_id"],
+            uris=tuple(uris[row["product_id"]]),
+            texts=tuple(text for text in (row["title"], row["description"]) if text and text.strip()),
+        )
         for row in rows.sort_by("product_id").to_pylist()
         if row["product_id"] in uris
     ]
