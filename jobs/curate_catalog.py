@@ -1,11 +1,12 @@
 """Curates the catalog: turns the shop's feed into products and their photos, and sets bad rows aside with a reason.
 
-reads   feed.uri: JSONL, CSV, Parquet or Delta; a row a product or a row an image
+reads   feed.uri: JSONL, CSV, Parquet or Delta; a row a product or a row an image; inserts: what came over HTTP
 writes  listings (rows as they came), rejects (bad rows and why), products, images; a feed that says the same as the
         last one changes nothing
 engine  Spark
 
-A feed is the whole catalog: products that are not in it (or only in rejected rows) leave the catalog. Nothing is written
+A feed is the whole catalog: products that are not in it (or only in rejected rows) leave the catalog, but for those that were
+put over HTTP, which leave by DELETE. A change over HTTP counts until a feed row has a newer updated_at. Nothing is written
 when more than feed.max_reject_frac of the rows are bad, or more than feed.max_withdrawn_frac of the products would leave.
 The rules and their reasons are listed in jobs/spark/transforms.py.
 
@@ -25,9 +26,11 @@ from pyspark.sql import functions as F
 
 from jobs import tables
 from jobs.config import Config, FeedConfig, JobError, run_job
+from jobs.inserts_read import write_inserts_read
 from jobs.runs import configure_logging, pairs
 from jobs.spark import delta, transforms
 from jobs.spark.feed import find_feed, read_feed
+from jobs.spark.inserts import judged_changes
 from jobs.spark.session import one_line, spark_session
 
 log = logging.getLogger("jobs.curate_catalog")
@@ -57,13 +60,18 @@ class CuratePlan:
 
 def run(config: Config) -> CurateResult:
     """Reads the feed, checks it, and brings the tables to it. Raises JobError, with nothing changed."""
-    with _checked(config) as (spark, specs, parts):
-        return _write(spark, specs, parts)
+    version = tables.table_version(tables.Tables(config.store.tables), "inserts")
+    with _checked(config, version) as (spark, specs, parts):
+        result = _write(spark, specs, parts)
+    if version is not None:  # last: what is taken for folded in must be in the tables
+        write_inserts_read(config.store, version)
+    return result
 
 
 def plan(config: Config) -> CuratePlan:
     """Reads and checks the feed as `run` does, compares, and changes nothing. Raises JobError."""
-    with _checked(config) as (spark, specs, parts):
+    version = tables.table_version(tables.Tables(config.store.tables), "inserts")
+    with _checked(config, version) as (spark, specs, parts):
         changes = {name: delta.count_differences(spark, spec, parts[name]) for name, spec in specs.items()}
         uris = parts["images"].select("image_uri").distinct()
         if delta.exists(spark, specs["images"].path):
@@ -73,13 +81,19 @@ def plan(config: Config) -> CuratePlan:
 
 
 @contextmanager
-def _checked(config: Config) -> Iterator[tuple[SparkSession, dict[str, delta.TableSpec], dict[str, DataFrame]]]:
-    """The feed's rows for each table, after every check that may refuse the feed."""
+def _checked(
+    config: Config, version: int | None
+) -> Iterator[tuple[SparkSession, dict[str, delta.TableSpec], dict[str, DataFrame]]]:
+    """The feed's rows for each table, with `inserts` at `version` laid over, after every check that may refuse the feed."""
     _check_names(config.feed)
     spark = spark_session(config.spark, "curate_catalog")
     source = find_feed(spark, config.feed)
     rows = transforms.parsed(read_feed(spark, source), config.feed)
-    rows = transforms.settled(transforms.judged(rows, config.feed, source.folder)).persist()
+    rows = transforms.judged(rows, config.feed, source.folder)
+    if version is not None:
+        inserts = tables.read_table(tables.Tables(config.store.tables), "inserts", version=version).to_pylist()
+        rows = transforms.laid_over(rows, judged_changes(spark, inserts, config.feed))
+    rows = transforms.settled(rows).persist()
     try:
         _check_feed(rows, config.feed)
         specs, parts = table_specs(tables.Tables(config.store.tables)), _parts(rows)

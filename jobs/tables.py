@@ -78,6 +78,7 @@ TABLE_NAMES = (
     "features",
     "feedback",
     "judgments",
+    "inserts",
 )
 
 

@@ -36,6 +36,7 @@ from jobs.building import (
 )
 from jobs.config import Config, JobError, run_job
 from jobs.failpoint import failpoint
+from jobs.inserts_read import inserts_read
 from jobs.raydata.delta import pinned_version
 from jobs.raydata.session import start_ray
 from jobs.release_models import copy_models, current_models
@@ -43,6 +44,7 @@ from jobs.runs import configure_logging, pairs
 from jobs.staged_rows import Cut, catalog_photos, count_crops, cut_shards, stage_crops, stage_products
 from jobs.tables import Tables
 from jobs.templates import find_or_train
+from serve.index.inserts import INSERTS_TABLE
 from serve.index.manifest import FORMAT_VERSION, MANIFEST_NAME, BundleEntry, Counts
 from serve.index.plan import IndexPlan, build_ram_bytes, disk_bytes, plan_index
 from serve.index.spec import IndexConfig
@@ -76,6 +78,8 @@ def run(config: Config) -> TrainResult:
     """Plans the release of the newest versions. Raises JobError."""
     tables = Tables(config.store.tables)
     versions = {name: pinned_version(tables, name, written_by=writer) for name, writer in WRITERS.items()}
+    if (folded := inserts_read(config.store)) is not None:
+        versions[INSERTS_TABLE] = folded
     bundle_folder = assemble_bundle(config.bundle, config.store.bundles, config.registry.uri)
     digest = bundle_digest(bundle_folder)
     models = current_models(config.store)

@@ -2,13 +2,22 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import requests
 
 from jobs import nightly
 from jobs.tables import TABLE_NAMES, Tables, read_table, table_version
+from serve.index.manifest import read_manifest
 from serve.registry import champion
-from tests.parts import BuiltStore, run_module, write_conf
+from tests.api.tiny_release import encoded, picture
+from tests.parts import BuiltStore, endpoint, run_module, write_conf
+
+
+def fetched(built_store: BuiltStore) -> list[dict[str, Any]]:
+    """The photos that have features."""
+    rows = read_table(Tables(built_store.config.store.tables), "fetches").to_pylist()
+    return [row for row in rows if row["status"] == "embedded"]
 
 
 def test_every_row_is_accounted_for(built_store: BuiltStore) -> None:
@@ -36,11 +45,11 @@ def test_same_feed_again_changes_nothing(built_store: BuiltStore) -> None:
 def test_every_photo_finds_its_product(built_store: BuiltStore, served: str) -> None:
     tables = Tables(built_store.config.store.tables)
     owner = {row["image_uri"]: row["product_id"] for row in read_table(tables, "images").to_pylist()}
-    fetched = [row for row in read_table(tables, "fetches").to_pylist() if row["status"] == "embedded"]
-    for row in fetched[::7]:
+    photos = fetched(built_store)
+    for row in photos[::7]:
         photo = Path(row["image_uri"].removeprefix("file://"))
         answer = requests.post(f"{served}/v1/search", files={"image": photo.read_bytes()}, data={"k": 5}, timeout=30).json()
-        same_bytes = {owner[other["image_uri"]] for other in fetched if other["image_id"] == row["image_id"]}
+        same_bytes = {owner[other["image_uri"]] for other in photos if other["image_id"] == row["image_id"]}
         assert answer["stage"] == "hash" and answer["results"][0]["match"] == "exact"
         assert answer["results"][0]["product_id"] in same_bytes
 
@@ -94,3 +103,33 @@ def test_no_champion_yet(tmp_path: Path) -> None:
 def test_port_in_use(built_store: BuiltStore, served: str) -> None:
     done = run_module("serve", built_store.conf, flags=("--port", served.rsplit(":", 1)[1]))
     assert done.returncode == 1 and "in use" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_what_came_over_http_is_folded_in(built_store: BuiltStore, served: str) -> None:
+    """Inserted and deleted, the nightly run, then the same answers: no doubles, no ghosts."""
+    photo = encoded(picture(4321))
+    known = Path(fetched(built_store)[0]["image_uri"].removeprefix("file://")).read_bytes()
+    owner = ask(served, known)["results"][0]["product_id"]
+    product = f"{served}/v1/products"
+    for product_id, data in (("http-1", photo), ("http-2", encoded(picture(99)))):
+        form = {"title": "Over HTTP", "category": "apparel/shoes"}
+        put = requests.put(f"{product}/{product_id}", files={"image": data}, data=form, timeout=30)
+        assert put.status_code == 200, put.text
+    for gone in ("http-2", owner):
+        assert requests.delete(f"{product}/{gone}", timeout=30).status_code == 200
+    before = ask(served, photo)
+    nightly.run(built_store.config)
+    manifest = read_manifest(champion(built_store.config.registry, built_store.config.store))
+    assert manifest.tables["inserts"] == table_version(Tables(built_store.config.store.tables), "inserts")
+    with endpoint(built_store.conf) as renewed:
+        after, of_known = ask(renewed, photo), ask(renewed, known)
+    assert before["release"]["id"] != after["release"]["id"] == manifest.release_id
+    assert after["stage"] == "hash" and after["results"][0]["product_id"] == "http-1"
+    found = [[result["product_id"] for result in answer["results"]] for answer in (before, after, of_known)]
+    assert found[0] == found[1] and len(set(found[1])) == len(found[1])
+    assert not {"http-2", owner} & {*found[1], *found[2]}
+
+
+def ask(url: str, photo: bytes) -> dict[str, Any]:
+    answer: dict[str, Any] = requests.post(f"{url}/v1/search", files={"image": photo}, data={"k": 50}, timeout=30).json()
+    return answer

@@ -2,6 +2,7 @@
 
     parsed   every row's values as text, by the mapping of feed.columns
     judged   typed values, and the first rule a row breaks
+    laid_over  what came over HTTP since, in the place of what the feed says
     settled  rows of one product_id joined: kept, or rejected as conflicting_duplicate, or withdrawn
     -> listings, rejects, products, images
 
@@ -170,6 +171,27 @@ def _first_fault(config: FeedConfig) -> Column:
         unread("bad_popularity", "popularity"),
     )
     return F.coalesce(*always, F.when(~F.col("deleted"), F.coalesce(*when_alive)))
+
+
+def laid_over(rows: DataFrame, changes: DataFrame) -> DataFrame:
+    """Judged feed rows, and judged changes that came over HTTP in place of the rows they are newer than.
+
+    `changes` has one row a product, with its time in updated_at and a column `stands_alone`. Of a product whose feed rows say
+    nothing newer (an untimed row does not) the change counts: deleted, it leaves none; else it takes their place. A change of
+    a product that the feed does not list counts where it stands alone: the product was put over HTTP with a photo.
+    """
+    product_id = F.col("product.product_id")
+    times = changes.select(product_id.alias("changed_id"), F.col("product.updated_at").alias("changed_at"))
+    sound = F.col("fault").isNull()
+    joined = rows.join(F.broadcast(times), on=sound & (product_id == F.col("changed_id")), how="left")
+    newer = F.coalesce(F.col("product.updated_at") > F.col("changed_at"), F.lit(False))
+    kept = joined.where(F.col("changed_id").isNull() | newer).drop("changed_id", "changed_at")
+    listed = rows.where(sound).select(product_id.alias("listed_id")).distinct()
+    told = kept.where(F.col("fault").isNull()).select(product_id.alias("told_id")).distinct()
+    counting = changes.where("not deleted").join(told, on=product_id == F.col("told_id"), how="left_anti")
+    counting = counting.join(listed, on=product_id == F.col("listed_id"), how="left")
+    counting = counting.where(F.col("listed_id").isNotNull() | F.col("stands_alone")).drop("listed_id", "stands_alone")
+    return kept.unionByName(counting)
 
 
 def settled(rows: DataFrame) -> DataFrame:

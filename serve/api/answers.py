@@ -1,21 +1,25 @@
 """From results of the kernel to the answer on the wire: attributes from the product store, links, and why in words."""
 
-from collections.abc import Callable, Iterable, Sequence
-from typing import Literal
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Literal
 from urllib.parse import quote
 
+from serve.api.catalog import Catalog
 from serve.api.schemas import (
     Attributes,
     Explanation,
     FoundCrop,
+    LookAnswer,
+    LookItem,
     ReleaseRef,
     ResultAnswer,
     ResultExplanation,
     SearchAnswer,
     ShardCount,
 )
+from serve.index.inserts import FRESH
 from serve.index.manifest import Manifest
-from serve.index.release import HashMatch, ProductStore
+from serve.index.release import HashMatch
 from serve.index.search import CropAnswer, Result
 
 Why = Callable[[Result], str]
@@ -38,10 +42,20 @@ def why_near(what: str) -> Why:
     return why
 
 
+def photo_path(image_id: str, product_id: str) -> str:
+    """Where this server shows a photo."""
+    return f"/v1/images/{image_id}?product={quote(product_id, safe='')}"
+
+
+def attributes_of(known: Mapping[str, Any]) -> Attributes:
+    """What the catalog says about a product."""
+    return Attributes.model_validate({name: known[name] for name in Attributes.model_fields})
+
+
 class Answers:
     """Writes the answers of one release."""
 
-    def __init__(self, manifest: Manifest, products: ProductStore, min_score: float) -> None:
+    def __init__(self, manifest: Manifest, products: Catalog, min_score: float) -> None:
         self.products, self.min_score = products, min_score
         self.release = ReleaseRef(
             id=manifest.release_id,
@@ -74,6 +88,26 @@ class Answers:
             explain=explain,
         )
 
+    def look(self, product_id: str, of: str, items: Sequence[str]) -> LookAnswer:
+        """A look without what was deleted since."""
+        known = ((item, self.products.product(item)) for item in items if item != product_id)
+        return LookAnswer(
+            product_id=product_id,
+            of=of,
+            items=[
+                LookItem(
+                    product_id=item,
+                    category=found["category"],
+                    image_uri=found["image_uri"],
+                    image_url=photo_path(found["image_id"], item),
+                    attributes=attributes_of(found),
+                )
+                for item, found in known
+                if found is not None
+            ],
+            release=self.release,
+        )
+
     def _crop(self, found: CropAnswer, why: Why, explained: bool) -> FoundCrop:
         return FoundCrop(
             box=found.crop.box,
@@ -85,19 +119,22 @@ class Answers:
         )
 
     def _results(self, results: Iterable[Result], why: Why, explained: bool) -> list[ResultAnswer]:
-        return [self._result(result, why, explained) for result in results if result.score >= self.min_score]
+        shown = (self._result(result, why, explained) for result in results if result.score >= self.min_score)
+        return [answer for answer in shown if answer is not None]
 
-    def _result(self, result: Result, why: Why, explained: bool) -> ResultAnswer:
+    def _result(self, result: Result, why: Why, explained: bool) -> ResultAnswer | None:
+        """None where the product was deleted since it was found."""
         known = self.products.product(result.product_id)
-        assert known is not None, f"release {self.release.id}: a shard names a product that its product store lacks"
+        if known is None:
+            return None
         return ResultAnswer(
             product_id=result.product_id,
             score=result.score,
             match=result.match,
             category=result.category,
             image_uri=result.image_uri,
-            image_url=f"/v1/images/{result.image_id}?product={quote(result.product_id, safe='')}",
-            attributes=Attributes.model_validate({name: known[name] for name in Attributes.model_fields}),
+            image_url=photo_path(result.image_id, result.product_id),
+            attributes=attributes_of(known),
             crop=result.query_crop,
             image_crop=result.crop,
             image_box=result.box,
@@ -107,11 +144,10 @@ class Answers:
 
     def _explained(self, result: Result) -> ResultExplanation:
         place = result.place or self.products.place(result.product_id)
-        assert place is not None, "the product was found in it"
         return ResultExplanation(
             visual=result.score,
             parts=dict(result.parts),
             total=result.score + sum(part for _, part in result.parts),
             stage="hash" if result.match == "exact" else "vector",
-            shard=place[0],
+            shard=place[0] if place else FRESH,
         )

@@ -37,8 +37,8 @@ def build(args: BuildArgs) -> Application:
 
 
 def assemble(served: ServedRelease, settings: Settings) -> Application:
-    """One encoder deployment, one searcher deployment a shard group, one ingress over them."""
-    config = settings.serve
+    """One encoder deployment, serve.num_searchers searcher deployments, one ingress over them."""
+    config, release_id = settings.serve, served.manifest.release_id
     limits = {
         "max_ongoing_requests": config.max_ongoing_requests,
         "max_queued_requests": config.max_queued_requests,
@@ -57,13 +57,15 @@ def assemble(served: ServedRelease, settings: Settings) -> Application:
 
     encoder = deployment(QueryEncoder, "QueryEncoder", config.num_encoders, num_cpus=ENCODER_CPUS, **gpus)
     searchers = [
-        deployment(ShardSearcher, f"ShardSearcher-{group}", config.searcher_replicas, num_cpus=SEARCHER_CPUS).bind(served, group)
-        for group in range(len(served.shard_groups))
+        deployment(ShardSearcher, f"ShardSearcher-{group}", config.searcher_replicas, num_cpus=SEARCHER_CPUS).bind(
+            settings, release_id, group
+        )
+        for group in range(config.num_searchers)
     ]
     # The ingress itself turns away what is too much (serve.api.access), as problem JSON; Serve's own limit lies behind that.
     limits["max_ongoing_requests"] = 2 * (config.max_ongoing_requests + config.max_queued_requests)
     ingress = deployment(ray_serve.ingress()(Ingress), "Ingress", config.num_ingress, num_cpus=INGRESS_CPUS)
-    return ingress.bind(served, settings, encoder.bind(served, settings), searchers)
+    return ingress.bind(served, settings, encoder.bind(settings, release_id), searchers)
 
 
 def surge(num_replicas: int) -> int:

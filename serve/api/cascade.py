@@ -7,48 +7,38 @@
 # Letters: Q query crops, D embedding width.
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any, Literal, TypeVar
 
 import numpy as np
 
 from serve.api.answers import Answers, Why, why_hash, why_near
+from serve.api.catalog import Catalog
+from serve.api.changes import Changes
 from serve.api.hash_reader import HashReader
 from serve.api.laps import Laps
 from serve.api.probe import RecallProbe
-from serve.api.problems import Problem, image_problem
+from serve.api.problems import Problem
 from serve.api.queries import Query
-from serve.api.schemas import Box, EmbedAnswer, EmbeddedCrop, Explanation, SearchAnswer
-from serve.api.searchers import AskShards, Found, Lost, Routes, Searchers, ask_again
+from serve.api.schemas import EmbedAnswer, EmbeddedCrop, Explanation, LookAnswer, SearchAnswer
+from serve.api.searchers import AskShards, Found, Lost, Routes, Searchers
 from serve.api.served import ServedRelease
+from serve.api.towers import AskEncoder, Towers
+from serve.index.inserts import Fresh
 from serve.index.manifest import ReleaseError
-from serve.index.release import Filters, HashMatch, ProductStore
+from serve.index.release import Filters, HashMatch, ProductStore, merge_candidates
 from serve.index.search import CropAnswer, Result, crop_answers, fuse_crops, hash_answer, routes_of
+from serve.ranking.gather import Shelf
+from serve.ranking.models import ReleaseModels
+from serve.ranking.reranker import Reranker
 from serve.settings import Settings
 from serve.vision.bundle import CropFeatures
 from serve.vision.fusion import fuse_query
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Refused:
-    """A photo, a box or a text that was not taken; unlike an exception it keeps its form on the way between processes."""
-
-    code: str
-    detail: str
-    field: str = "image"
-
-
-@dataclass(frozen=True)
-class AskEncoder:
-    """The encoder's two towers."""
-
-    photo: Callable[[bytes, tuple[Box, ...]], Awaitable[list[CropFeatures] | Refused]]
-    text: Callable[[str], Awaitable[np.ndarray | Refused]]
+LOOKED_AT = 10  # products like a new one, of which the first with a look lends it
 
 
 @dataclass(frozen=True)
@@ -80,11 +70,15 @@ class Cascade:
         self, served: ServedRelease, settings: Settings, encoder: AskEncoder, groups: Sequence[AskShards], lost: Lost = ()
     ) -> None:
         self.manifest, self.config, self.limits = served.manifest, settings.serve, settings.decode
-        self.has_text = served.has_text
-        self.products = ProductStore.open(served.folder, served.manifest)
+        store = ProductStore.open(served.folder, served.manifest)
         self.hashes = HashReader(served, settings.decode, settings.serve.num_decoders)
+        self.changes = Changes(served, settings.store, store, self.hashes.lay_over)
+        self.products = Catalog(store, lambda: self.changes.fresh)
+        self.photos_folder = settings.store.root / "photos"
         self.answers = Answers(self.manifest, self.products, settings.serve.min_score)
-        self.encoder, self.lost = encoder, lost
+        self.towers = Towers(served, encoder, self.config.request_timeout_s, lost)
+        self.models = ReleaseModels.open(served.folder, served.manifest, learned=settings.ranking.learned)
+        self.reranker = Reranker(settings.ranking, self.models.ranker)
         self.searchers = Searchers(groups, self.config.shard_timeout_s, lost)
         self.probe: RecallProbe | None = None
         self.threads = ThreadPoolExecutor(4, thread_name_prefix="products")  # disk reads, never on the event loop
@@ -110,19 +104,19 @@ class Cascade:
 
     async def exact(self, query: Query, match: HashMatch, laps: Laps) -> SearchAnswer:
         """The photo is one of ours: its products, then those nearest to its stored embedding. No network is run."""
-        filters = without(query.filters, match.product_ids)
-        found = await self.searchers.search(match.embedding[None], query.k, [None], filters)
+        filters, fresh, depth = without(query.filters, match.product_ids), self.changes.fresh, self.depth(query)
+        found = await self.find(match.embedding[None], depth, [None], filters, fresh)
         laps.lap("search")
-        results = hash_answer(match, found.candidates[0], query.k)
-        return await self.write("hash", results, (), why_hash(match), found, laps, query.explain and explain_hash(match))
+        results = await self.ranked(query, hash_answer(match, found.candidates[0], depth), fresh)
+        return await self.write(query, "hash", results, (), why_hash(match), found, laps, query.explain and explain_hash(match))
 
     async def wanted(self, query: Query, laps: Laps) -> Wanted:
         """The vectors of a photo's crops, a product, an embedding or a text; a text beside one of them is mixed in."""
-        text_D = None if query.text is None else await self.encode_text(query.text)
+        text_D = None if query.text is None else await self.towers.text(query.text)
         if text_D is not None:
             laps.lap("text")
         if query.image is not None:
-            crops = await self.encode(query.image, query.boxes)
+            crops = await self.towers.photo(query.image, query.boxes)
             laps.lap("analyse")
             embeddings_QD = np.stack([crop.embedding for crop in crops])
             routes = routes_of(self.manifest, crops, query.filters)
@@ -141,44 +135,59 @@ class Cascade:
         return wanted.fused(text_D, self.config.text_weight, why_near("your photo and words"))
 
     async def near(self, query: Query, wanted: Wanted, laps: Laps) -> SearchAnswer:
-        """Search in the likely partitions, and fusion of what each vector found."""
-        found = await self.searchers.search(wanted.embeddings_QD, query.k, wanted.routes, wanted.filters)
+        """Search in the likely partitions, fusion of what each vector found, and the order that the shop declares."""
+        fresh, depth = self.changes.fresh, self.depth(query)
+        found = await self.find(wanted.embeddings_QD, depth, wanted.routes, wanted.filters, fresh)
         laps.lap("search")
         if self.probe is not None:
             self.probe.consider(wanted.embeddings_QD[0], query.k, wanted.filters, found.candidates[0])
-        results = fuse_crops(found.candidates, query.k)
-        crops = crop_answers(wanted.crops, found.candidates, query.k) if wanted.crops else ()
+        results = await self.ranked(query, fuse_crops(found.candidates, depth), fresh)
+        crops = [
+            replace(crop, results=await self.ranked(query, crop.results, fresh))
+            for crop in (crop_answers(wanted.crops, found.candidates, depth) if wanted.crops else ())
+        ]
+        laps.lap("rank")
         probs = [crop.category_probs for crop in wanted.crops] or [None] * len(wanted.embeddings_QD)
         partitions = [None if route is None else list(route) for route in wanted.routes]
         explain = Explanation(hash=None, partitions=partitions, category_probs=probs)
-        return await self.write("vector", results, crops, wanted.why, found, laps, query.explain and explain)
+        return await self.write(query, "vector", results, crops, wanted.why, found, laps, query.explain and explain)
 
-    async def encode(self, photo: bytes, boxes: tuple[Box, ...]) -> list[CropFeatures]:
-        """Crops of a photo. Raises Problem: what the decoder refuses, 503 when no encoder answered."""
-        features: list[CropFeatures] | Refused = await self.asked(partial(self.encoder.photo, photo, boxes))
-        if isinstance(features, Refused):
-            if features.field == "image":
-                raise image_problem(features.code, features.detail)
-            field = features.field if len(boxes) == 1 else "boxes"
-            raise Problem(422, f"{features.field}_{features.code}", features.detail, field)
-        return features
+    async def find(self, embeddings_QD: np.ndarray, k: int, routes: Routes, filters: Filters | None, fresh: Fresh) -> Found:
+        """Per vector the best k distinct products, of the release and of what came after it, which counts where both know one."""
+        if not fresh.rows:
+            return await self.searchers.search(embeddings_QD, k, routes, filters)
+        found, added = await asyncio.gather(
+            self.searchers.search(embeddings_QD, k, routes, filters), self.in_thread(fresh.search, embeddings_QD, k, filters)
+        )
+        kept = [[c for c in candidates if c.product_id not in fresh.rows] for candidates in found.candidates]
+        return replace(found, candidates=[merge_candidates(both, k) for both in zip(kept, added, strict=True)])
 
-    async def encode_text(self, text: str) -> np.ndarray:
-        """(D,) embedding of a text. Raises Problem 422 where the release takes none."""
-        if not self.has_text:
-            detail = f"bundle {self.manifest.bundle.name} of release {self.manifest.release_id} has no text encoder"
-            raise Problem(422, "not_offered", detail, "text")
-        text_D: np.ndarray | Refused = await self.asked(partial(self.encoder.text, text))
-        if isinstance(text_D, Refused):
-            raise Problem(422, f"text_{text_D.code}", text_D.detail, "text")
-        return text_D
+    def depth(self, query: Query) -> int:
+        """How many candidates the answer is chosen from."""
+        return self.reranker.depth(query.shopper, query.k)
 
-    async def asked(self, ask: Callable[[], Awaitable[T]]) -> T:
-        """What the encoder says. Raises Problem 503 when it says nothing in time."""
-        answer = await ask_again(ask, self.config.request_timeout_s, self.lost)
-        if answer is None:
-            raise Problem(503, "no_encoder", "no encoder answered; try again", headers={"Retry-After": "1"})
-        return answer
+    async def ranked(self, query: Query, results: tuple[Result, ...], fresh: Fresh) -> tuple[Result, ...]:
+        """The best k of all candidates in the order that is shown; `fresh` as it was when they were found."""
+        if not self.reranker.acts(query.shopper):
+            return results[: query.k]
+        shelf = Shelf(fresh.products, self.products.release)
+        there = [result for result in results if shelf.holds(result)]
+        return await self.in_thread(self.reranker.order, there, shelf, query.shopper, query.k)
+
+    async def look(self, product_id: str) -> LookAnswer:
+        """What goes with a product; one that came after the release has the look of its nearest. Raises Problem 404."""
+        looks = self.models.looks
+        if looks is None:
+            raise Problem(404, "no_looks", f"release {self.manifest.release_id} has no looks", "product_id")
+        embedding_D, of = await self.stored(product_id), product_id
+        found = await self.in_thread(looks.of, product_id)
+        if found is None:
+            near = await self.find(embedding_D[None], LOOKED_AT, [None], without(None, [product_id]), self.changes.fresh)
+            for candidate in near.candidates[0]:
+                found, of = await self.in_thread(looks.of, candidate.product_id), candidate.product_id
+                if found is not None:
+                    break
+        return await self.in_thread(self.answers.look, product_id, of, found or [])
 
     async def stored(self, product_id: str) -> np.ndarray:
         """(D,) embedding of a product's first photo. Raises Problem 404."""
@@ -203,7 +212,7 @@ class Cascade:
     async def embed(self, query: Query) -> EmbedAnswer:
         """The crops of a photo and their embeddings, as the catalog's were made."""
         assert query.image is not None
-        features = await self.encode(query.image, query.boxes)
+        features = await self.towers.photo(query.image, query.boxes)
         crops = [
             EmbeddedCrop(
                 box=found.crop.box,
@@ -219,6 +228,7 @@ class Cascade:
 
     async def write(
         self,
+        query: Query,
         stage: Literal["hash", "vector"],
         results: Sequence[Result],
         crops: Sequence[CropAnswer],
@@ -230,11 +240,15 @@ class Cascade:
         """The answer on the wire, with its timings."""
         answer = await self.in_thread(self.answers.write, stage, results, crops, why, found.shards, explain or None)
         laps.lap("write")
-        return answer.model_copy(update={"timings_ms": laps.total()})
+        look = await self.look(answer.results[0].product_id) if query.look and answer.results and self.models.looks else None
+        if query.look:
+            laps.lap("look")
+        return answer.model_copy(update={"timings_ms": laps.total(), "look": look})
 
     async def warm_up(self, photo: bytes) -> None:
         """One query through every process, so that no client pays for the first. Raises ReleaseError when a part is missing."""
-        features = await self.encode(photo, ())
+        await asyncio.to_thread(self.changes.refresh)
+        features = await self.towers.photo(photo, ())
         await self.hashes.match(photo, None)
         found = await self.searchers.search(np.stack([crop.embedding for crop in features]), 1, [None] * len(features), None)
         if found.shards.answered < found.shards.asked:

@@ -45,7 +45,7 @@ async def read_query(request: Request, config: ServeConfig, photos: UrlPhotos) -
 
 async def sent_query(request: Request, config: ServeConfig) -> Query:
     """The query as it was sent. Raises Problem: 408, 413, 415, 422."""
-    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    media_type = media_type_of(request)
     is_photo = media_type.startswith("image/") or media_type == "application/octet-stream"
     if not is_photo and media_type not in ("application/json", "multipart/form-data"):
         raise Problem(415, "unsupported_media_type", f"is not offered; send {MEDIA_TYPES}", "content-type")
@@ -63,6 +63,11 @@ async def sent_query(request: Request, config: ServeConfig) -> Query:
     if len(fields) != len(request.query_params.multi_items()):
         raise Problem(422, "invalid_field", "a parameter is given twice", "query")
     return check_query(parse_fields(fields), body, config)
+
+
+def media_type_of(request: Request) -> str:
+    """What the body says it is, without parameters."""
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
 async def read_body(request: Request, max_bytes: int, timeout_s: float) -> bytes:

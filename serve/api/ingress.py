@@ -10,22 +10,24 @@ from ray.exceptions import RayActorError
 from ray.serve.exceptions import BackPressureError
 from ray.serve.handle import DeploymentHandle
 
-from serve.api.cascade import AskEncoder, Cascade
+from serve.api.cascade import Cascade
+from serve.api.host import Host
 from serve.api.logs import write_json_lines
 from serve.api.metrics import Metrics
 from serve.api.probe import RecallProbe
 from serve.api.problems import overloaded
 from serve.api.routes import create_app
 from serve.api.served import ServedRelease
+from serve.api.towers import AskEncoder
 from serve.settings import Settings
 
 
-def asked(handle: DeploymentHandle, method: str) -> Callable[..., Awaitable[Any]]:
-    """`method` of a deployment as a coroutine function; a full queue there is a Problem 429 here."""
+def asked(handle: DeploymentHandle, method: str, release_id: str) -> Callable[..., Awaitable[Any]]:
+    """`method` of a deployment for one release as a coroutine function; a full queue there is a Problem 429 here."""
 
     async def ask(*args: Any) -> Any:
         try:
-            return await getattr(handle, method).remote(*args)
+            return await getattr(handle, method).remote(release_id, *args)
         except BackPressureError:
             raise overloaded("too many queries are waiting; try again") from None
 
@@ -39,16 +41,25 @@ class Ingress:
         self, served: ServedRelease, settings: Settings, encoder: DeploymentHandle, searchers: list[DeploymentHandle]
     ) -> None:
         write_json_lines()
-        groups = [asked(searcher, "search") for searcher in searchers]
-        towers = AskEncoder(photo=asked(encoder, "analyse"), text=asked(encoder, "embed_text"))
-        self.cascade = Cascade(served, settings, towers, groups, lost=(RayActorError,))
+        self.settings, self.encoder, self.searchers = settings, encoder, searchers
         self.counted = Metrics()
-        exact = [asked(searcher, "search_exactly") for searcher in searchers]
-        self.cascade.probe = RecallProbe(exact, settings.serve.probe_frac, self.counted)
+        cascade = self.open_cascade(served)
+        self.host = Host(cascade) if served.pinned else Host(cascade, self.open_cascade, settings)
+
+    def open_cascade(self, served: ServedRelease) -> Cascade:
+        """A release over the deployments, which open their parts of it when they are asked first."""
+        release_id = served.manifest.release_id
+        searchers = self.searchers[: len(served.shard_groups)]
+        groups = [asked(searcher, "search", release_id) for searcher in searchers]
+        towers = AskEncoder(asked(self.encoder, "analyse", release_id), asked(self.encoder, "embed_text", release_id))
+        cascade = Cascade(served, self.settings, towers, groups, lost=(RayActorError,))
+        exact = [asked(searcher, "search_exactly", release_id) for searcher in searchers]
+        cascade.probe = RecallProbe(exact, self.settings.serve.probe_frac, self.counted)
+        return cascade
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Called by Ray Serve when the replica starts."""
-        return create_app(self.cascade, self.counted, every_replica)
+        return create_app(self.host, self.counted, every_replica)
 
     def metrics(self) -> list[Metric]:
         """Of this replica alone."""

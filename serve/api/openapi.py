@@ -7,6 +7,7 @@ from fastapi.openapi.utils import get_openapi
 from pydantic.json_schema import models_json_schema
 
 from serve.api.problems import MEDIA_TYPE, ProblemBody
+from serve.api.product_schemas import ProductChange
 from serve.api.schemas import FilterFields, SearchRequest
 
 DESCRIPTION = (
@@ -38,6 +39,7 @@ def search_body() -> Json:
     photo = {"type": "string", "format": "binary", "description": "the photo: JPEG, PNG, WebP or GIF"}
     as_text = {
         "box": {"type": "string", "description": "x0,y0,x1,y1 in pixels of the upright photo"},
+        "price_range": {"type": "string", "description": "lowest,highest"},
         "boxes": {"type": "string", "description": "several boxes as JSON text: [[x0,y0,x1,y1], ...]"},
         "embedding": {"type": "string", "description": "the unit vector as JSON text: [0.1, ...]"},
         "filters": {"type": "string", "description": 'FilterFields as JSON text, such as {"price_max": 50}'},
@@ -52,6 +54,18 @@ def search_body() -> Json:
     return {"requestBody": {"required": True, "content": content}}
 
 
+def product_body() -> Json:
+    """The ways to send a product to PUT /v1/products/{product_id}."""
+    fields = ProductChange.model_json_schema(ref_template=TEMPLATE)["properties"]
+    form = {"image": {"type": "string", "format": "binary", "description": "its photo"}, **fields}
+    del form["image_base64"]
+    content = {
+        "multipart/form-data": {"schema": {"type": "object", "properties": form, "additionalProperties": False}},
+        "application/json": {"schema": {"$ref": TEMPLATE.format(model=ProductChange.__name__)}},
+    }
+    return {"requestBody": {"required": True, "content": content}}
+
+
 def describe(app: FastAPI) -> None:
     """Make `app` answer /openapi.json with every shape it takes and gives."""
 
@@ -59,7 +73,7 @@ def describe(app: FastAPI) -> None:
         if app.openapi_schema is None:
             schema = get_openapi(title=app.title, version=app.version, description=DESCRIPTION, routes=app.routes)
             ours = models_json_schema(
-                [(m, "validation") for m in (SearchRequest, FilterFields, ProblemBody)], ref_template=TEMPLATE
+                [(m, "validation") for m in (SearchRequest, FilterFields, ProductChange, ProblemBody)], ref_template=TEMPLATE
             )
             schema.setdefault("components", {}).setdefault("schemas", {}).update(ours[1]["$defs"])
             app.openapi_schema = schema

@@ -18,7 +18,11 @@ def read_photo(uri: str, image_id: str, max_bytes: int) -> tuple[bytes, str]:
         raise gone from None
     if image_id_of(data) != image_id:
         raise Problem(404, "photo_changed", "the file was changed since the release was built", "image_id")
-    media_type = next((kind for magic, kind in MAGIC if data.startswith(magic)), None)
-    if media_type is None:
+    if not any(data.startswith(magic) for magic, _ in MAGIC):
         raise gone
-    return data, media_type
+    return data, kind_of(data)
+
+
+def kind_of(photo: bytes) -> str:
+    """Media type of a photo, by its first bytes."""
+    return next(kind for magic, kind in MAGIC if photo.startswith(magic))

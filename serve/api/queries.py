@@ -4,14 +4,15 @@ import base64
 import binascii
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from pydantic import ValidationError
 
 from serve.api.problems import Problem, invalid_fields
-from serve.api.schemas import NOT_OFFERED, Box, SearchRequest
+from serve.api.schemas import Box, SearchRequest
 from serve.index.release import Filters
+from serve.ranking.candidates import Shopper
 from serve.settings import ServeConfig
 
 NESTED = {
@@ -19,6 +20,9 @@ NESTED = {
     "embedding": "must be a JSON list of numbers",
     "boxes": "must be a JSON list such as [[0, 0, 50, 80], [60, 10, 99, 90]]",
 }
+
+
+COMMAS = {"box", "price_range"}  # numbers between commas
 
 
 @dataclass(frozen=True)
@@ -35,17 +39,24 @@ class Query:
     boxes: tuple[Box, ...] = ()
     filters: Filters | None = None
     explain: bool = False
+    look: bool = False
+    shopper: Shopper = field(default_factory=Shopper)
 
 
-def parse_json(body: bytes) -> SearchRequest:
-    """A JSON body, strictly typed. Raises Problem 422."""
+def json_object(body: bytes) -> dict[str, Any]:
+    """What a JSON body says. Raises Problem 422."""
     try:
         given = json.loads(body)
     except (ValueError, RecursionError):
         raise Problem(422, "bad_json", "is not valid JSON", "body") from None
     if not isinstance(given, dict):
         raise Problem(422, "bad_json", "must be a JSON object", "body")
-    refuse_not_offered(given)
+    return given
+
+
+def parse_json(body: bytes) -> SearchRequest:
+    """A JSON body, strictly typed. Raises Problem 422."""
+    json_object(body)
     try:
         return SearchRequest.model_validate_json(body, strict=True)
     except ValidationError as error:
@@ -54,12 +65,11 @@ def parse_json(body: bytes) -> SearchRequest:
 
 def parse_fields(fields: Mapping[str, str]) -> SearchRequest:
     """Fields of a form or of a URL, where every value is text. Raises Problem 422."""
-    refuse_not_offered(fields)
     values: dict[str, Any] = dict(fields)
     if "image_base64" in values:
         raise Problem(422, "invalid_field", "belongs into a JSON body; here the photo is sent as it is", "image_base64")
-    if "box" in values:
-        values["box"] = values["box"].split(",")
+    for name in COMMAS & values.keys():
+        values[name] = values[name].split(",")
     for name in NESTED.keys() & values.keys():
         try:
             values[name] = json.loads(values[name])
@@ -69,13 +79,6 @@ def parse_fields(fields: Mapping[str, str]) -> SearchRequest:
         return SearchRequest.model_validate(values)
     except ValidationError as error:
         raise invalid_fields(error) from None
-
-
-def refuse_not_offered(given: Mapping[str, Any]) -> None:
-    """Name a field that the contract knows and this version does not answer."""
-    for name, reason in NOT_OFFERED.items():
-        if given.get(name) is not None:
-            raise Problem(422, "not_offered", reason, name)
 
 
 def check_query(asked: SearchRequest, image: bytes | None, config: ServeConfig) -> Query:
@@ -105,6 +108,8 @@ def check_query(asked: SearchRequest, image: bytes | None, config: ServeConfig) 
         boxes=check_boxes(asked, image is not None or asked.image_url is not None),
         filters=filters_of(asked),
         explain=asked.explain,
+        look=asked.look,
+        shopper=Shopper(gender=asked.gender, price_range=asked.price_range),
     )
 
 

@@ -4,14 +4,17 @@ import asyncio
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 from ray import serve as ray_serve
 
-from serve.api.cascade import Refused
+from serve.api.kept import Kept
 from serve.api.logs import write_json_lines
 from serve.api.schemas import Box
-from serve.api.served import ServedRelease
+from serve.api.towers import Refused
+from serve.index.manifest import BundleEntry, read_manifest
+from serve.registry import release_folder
 from serve.settings import Settings
 from serve.vision.bundle import Bundle, CropFeatures, TextError
 from serve.vision.crop import MIN_DRAWN_PX, BoxError, crops_of_drawn
@@ -25,10 +28,11 @@ Analysis = list[CropFeatures] | Refused
 
 
 class PhotoEncoder:
-    """The bundle of a release behind a guarded decoder; used by one thread at a time."""
+    """A bundle behind a guarded decoder; used by one thread at a time."""
 
-    def __init__(self, served: ServedRelease, runtime: RuntimeConfig, limits: DecodeLimits) -> None:
-        self.bundle = Bundle.load(served.bundle_folder, runtime, served.manifest.bundle.digest)
+    def __init__(self, folder: Path, digest: str, runtime: RuntimeConfig, limits: DecodeLimits) -> None:
+        """The bundle in `folder`, which must have that digest. Raises BundleError, DeviceError."""
+        self.bundle = Bundle.load(folder, runtime, digest)
         self.decoder = GuardedDecoder(limits)
         self.of_text: Callable[[str], np.ndarray] = lru_cache(KEPT_TEXTS)(self._of_text)
 
@@ -67,25 +71,61 @@ class PhotoEncoder:
         return pixels
 
 
-class QueryEncoder:
-    """One replica = one process with the bundle loaded."""
+class Encoders:
+    """The bundles of the releases that are asked for; two releases of one bundle share it. Used by one thread at a time."""
 
-    def __init__(self, served: ServedRelease, settings: Settings) -> None:
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.bundles: dict[str, BundleEntry] = {}  # of each release
+        self.kept = Kept(self._open, lambda encoder: encoder.decoder.close())
+
+    def of(self, release_id: str) -> PhotoEncoder:
+        """Its encoder. Raises ReleaseError, BundleError."""
+        if release_id not in self.bundles:
+            self.bundles[release_id] = read_manifest(release_folder(self.settings.store, release_id)).bundle
+        bundle = self.bundles[release_id]
+        return self.kept.get(f"{bundle.digest} {bundle.folder}")
+
+    def _open(self, key: str) -> PhotoEncoder:
+        digest, folder = key.split(" ", 1)
+        return PhotoEncoder(self.settings.store.root / folder, digest, self.settings.runtime, self.settings.decode)
+
+    def analyse(self, asked: Sequence[tuple[str, bytes, Boxes]]) -> list[Analysis]:
+        """See PhotoEncoder.analyse; each photo with the id of its release."""
+        by_release: dict[str, list[int]] = {}
+        for place, (release_id, _, _) in enumerate(asked):
+            by_release.setdefault(release_id, []).append(place)
+        answers: dict[int, Analysis] = {}
+        for release_id, places in by_release.items():
+            found = self.of(release_id).analyse([asked[place][1:] for place in places])
+            answers |= dict(zip(places, found, strict=True))
+        return [answers[place] for place in range(len(asked))]
+
+    def embed_text(self, release_id: str, text: str) -> np.ndarray | Refused:
+        """See PhotoEncoder.embed_text."""
+        return self.of(release_id).embed_text(text)
+
+
+class QueryEncoder:
+    """One replica = one process with the bundles loaded."""
+
+    def __init__(self, settings: Settings, release_id: str) -> None:
         write_json_lines()
-        self.encoder = PhotoEncoder(served, settings.runtime, settings.decode)
+        self.encoders = Encoders(settings)
+        self.encoders.of(release_id)
         self.thread = ThreadPoolExecutor(1, thread_name_prefix="encoder")  # the event loop only collects batches
         self._analyse.set_max_batch_size(settings.serve.batch_size)
         self._analyse.set_batch_wait_timeout_s(settings.serve.batch_wait_s)
 
-    async def analyse(self, photo: bytes, boxes: Boxes) -> Analysis:
+    async def analyse(self, release_id: str, photo: bytes, boxes: Boxes) -> Analysis:
         """Crops of one photo; without boxes crop 0 is the whole photo."""
-        analysis: Analysis = await self._analyse((photo, boxes))
+        analysis: Analysis = await self._analyse((release_id, photo, boxes))
         return analysis
 
-    async def embed_text(self, text: str) -> np.ndarray | Refused:
+    async def embed_text(self, release_id: str, text: str) -> np.ndarray | Refused:
         """(D,) embedding of one text."""
-        return await asyncio.get_running_loop().run_in_executor(self.thread, self.encoder.embed_text, text)
+        return await asyncio.get_running_loop().run_in_executor(self.thread, self.encoders.embed_text, release_id, text)
 
     @ray_serve.batch  # type: ignore[untyped-decorator]
-    async def _analyse(self, photos: list[tuple[bytes, Boxes]]) -> list[Analysis]:
-        return await asyncio.get_running_loop().run_in_executor(self.thread, self.encoder.analyse, photos)
+    async def _analyse(self, asked: list[tuple[str, bytes, Boxes]]) -> list[Analysis]:
+        return await asyncio.get_running_loop().run_in_executor(self.thread, self.encoders.analyse, asked)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated, TypeVar
 
 import numpy as np
+from deltalake.exceptions import DeltaError
 from fastapi import FastAPI, Query, Request
 from fastapi.responses import FileResponse, JSONResponse, RedirectResponse, Response
 from PIL import Image
@@ -18,13 +19,25 @@ from starlette.staticfiles import StaticFiles
 from serve.api import guard, metrics, openapi, problems, queries
 from serve.api.access import Access, Room
 from serve.api.cascade import Cascade
+from serve.api.host import Host
 from serve.api.logs import about_request
 from serve.api.metrics import Metrics
 from serve.api.observe import Observe
 from serve.api.openapi import refusals
 from serve.api.photos import read_photo
 from serve.api.problems import Problem
-from serve.api.schemas import EmbedAnswer, Health, Limits, PartitionSummary, Ready, ReleaseAnswer, SearchAnswer
+from serve.api.product_routes import add_product_routes
+from serve.api.schemas import (
+    EmbedAnswer,
+    Health,
+    Limits,
+    LookAnswer,
+    PartitionSummary,
+    Ready,
+    Refusal,
+    ReleaseAnswer,
+    SearchAnswer,
+)
 from serve.api.url_photos import UrlPhotos
 
 log = logging.getLogger(__name__)
@@ -64,19 +77,32 @@ def warm_up_photo() -> bytes:
     return buffer.getvalue()
 
 
-def create_app(cascade: Cascade, counted: Metrics, all_replicas: AllReplicas | None = None) -> FastAPI:
-    """The whole interface over one open release. `all_replicas` asks every ingress replica for its metrics."""
-    config, manifest = cascade.config, cascade.manifest
+async def follow(host: Host) -> None:
+    """Takes in what other replicas store, as long as this one lives."""
+    while True:
+        with host.use() as cascade:
+            await asyncio.sleep(cascade.config.tail_s)
+            try:
+                await asyncio.to_thread(cascade.changes.refresh)
+            except (OSError, DeltaError) as error:
+                log.warning("event=inserts_not_read error=%s", type(error).__name__)
+
+
+def create_app(host: Host, counted: Metrics, all_replicas: AllReplicas | None = None) -> FastAPI:
+    """The whole interface over the release that `host` holds. `all_replicas` asks every ingress replica for its metrics."""
+    config = host.current.config
     photos = UrlPhotos(config.max_body_bytes, config.image_url_timeout_s)
     readiness, room = Readiness(), Room(config.max_ongoing_requests, config.max_queued_requests, counted)
-    counted.serves(manifest.release_id)
+    host.tell(counted.serves)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        warming = asyncio.create_task(readiness.warm_up(cascade))
+        tasks = (readiness.warm_up(host.current), follow(host), host.follow(warm_up_photo()))
+        running = [asyncio.create_task(task) for task in tasks]
         yield
-        warming.cancel()
-        cascade.close()
+        for task in running:
+            task.cancel()
+        host.current.close()
 
     app = FastAPI(title="visual-search", version="1", lifespan=lifespan, docs_url=None, redoc_url=None)
     # The last one added is the first that a request meets.
@@ -86,13 +112,14 @@ def create_app(cascade: Cascade, counted: Metrics, all_replicas: AllReplicas | N
     problems.install(app)
     openapi.describe(app)
 
-    async def in_time(answer: Awaitable[T]) -> T:
-        """`answer` within the server's own limit, whatever timeout headers a client sends."""
+    async def in_time(ask: Callable[[Cascade], Awaitable[T]]) -> T:
+        """What one release says to `ask` within the server's own limit, whatever timeout headers a client sends."""
         if readiness.reason is not None:
             raise Problem(503, "not_ready", readiness.reason, headers=RETRY)
         try:
-            async with asyncio.timeout(config.request_timeout_s), room.place():
-                result = await answer
+            with host.use() as cascade:
+                async with asyncio.timeout(config.request_timeout_s), room.place():
+                    result = await ask(cascade)
         except TimeoutError:
             raise Problem(503, "too_slow", f"no answer within {config.request_timeout_s:g} s", headers=RETRY) from None
         if isinstance(result, SearchAnswer):
@@ -109,7 +136,7 @@ def create_app(cascade: Cascade, counted: Metrics, all_replicas: AllReplicas | N
     async def search(request: Request) -> Response:
         """Search with a photo or a product: multipart/form-data, JSON, or the bytes of the photo as image/*."""
         query = await guard.read_query(request, config, photos)
-        answer = await in_time(cascade.search(query))
+        answer = await in_time(lambda cascade: cascade.search(query))
         return Response(answer.model_dump_json(), media_type="application/json", headers=NO_STORE)
 
     @app.post(
@@ -123,31 +150,42 @@ def create_app(cascade: Cascade, counted: Metrics, all_replicas: AllReplicas | N
         query = await guard.read_query(request, config, photos)
         if query.image is None:
             raise Problem(422, "no_query", "needs a photo", "image")
-        answer = await in_time(cascade.embed(query))
+        answer = await in_time(lambda cascade: cascade.embed(query))
         return Response(answer.model_dump_json(), media_type="application/json", headers=NO_STORE)
 
     @app.get("/v1/products/{product_id:path}/similar", response_model=SearchAnswer, responses=refusals(404, 422, 429, 503))
     async def similar(product_id: str, k: Annotated[int | None, Query(description="how many products")] = None) -> Response:
         """Products that look like this one."""
         query = queries.Query(queries.check_k(k, config), product_id=product_id)
-        answer = await in_time(cascade.search(query))
+        answer = await in_time(lambda cascade: cascade.search(query))
         return Response(answer.model_dump_json(), media_type="application/json")
+
+    @app.get("/v1/products/{product_id:path}/look", response_model=LookAnswer, responses=refusals(404, 429, 503))
+    async def look(product_id: str) -> Response:
+        """What goes with this product, where the release has looks."""
+        answer = await in_time(lambda cascade: cascade.look(product_id))
+        return Response(answer.model_dump_json(), media_type="application/json")
+
+    if config.changes:
+        add_product_routes(app, config, in_time)
 
     @app.get("/v1/images/{image_id}", response_class=Response, responses=image_responses() | refusals(404, 422))
     async def photo(image_id: str, product: Annotated[str, Query(description="product_id of the photo")]) -> Response:
         """A catalog photo of this release: the `image_url` of a result. One on an https host is a redirect there."""
-        uri = await cascade.in_thread(cascade.products.photo_uri, product, image_id)
-        if uri is None:
-            raise Problem(404, "unknown_image", f"release {manifest.release_id} has no such photo of this product", "image_id")
-        if uri.startswith(("https://", "http://")):
-            return RedirectResponse(uri, 307)
-        data, media_type = await cascade.in_thread(read_photo, uri, image_id, cascade.limits.max_bytes)
+        with host.use() as cascade:
+            uri = await cascade.in_thread(cascade.products.photo_uri, product, image_id)
+            if uri is None:
+                detail = f"release {cascade.manifest.release_id} has no such photo of this product"
+                raise Problem(404, "unknown_image", detail, "image_id")
+            if uri.startswith(("https://", "http://")):
+                return RedirectResponse(uri, 307)
+            data, media_type = await cascade.in_thread(read_photo, uri, image_id, cascade.limits.max_bytes)
         return Response(data, media_type=media_type, headers=UNCHANGING)
 
     @app.get("/v1/release")
     async def release() -> ReleaseAnswer:
         """What is served, exactly: release, bundle and table versions, sizes, measured figures, limits."""
-        return release_answer(cascade)
+        return release_answer(host.current, host.refused)
 
     @app.get("/metrics", response_class=Response, responses={200: {"content": {metrics.CONTENT_TYPE: {}}}})
     async def prometheus() -> Response:
@@ -165,7 +203,7 @@ def create_app(cascade: Cascade, counted: Metrics, all_replicas: AllReplicas | N
         """Queries are answered: a warm-up query went through every part."""
         if readiness.reason is not None:
             raise Problem(503, "not_ready", readiness.reason, headers=RETRY)
-        return JSONResponse(Ready(release=manifest.release_id).model_dump(), headers=NO_STORE)
+        return JSONResponse(Ready(release=host.current.manifest.release_id).model_dump(), headers=NO_STORE)
 
     @app.get("/", include_in_schema=False)
     async def page() -> FileResponse:
@@ -189,11 +227,12 @@ def image_responses() -> dict[int | str, dict[str, object]]:
     }
 
 
-def release_answer(cascade: Cascade) -> ReleaseAnswer:
-    """The manifest, in short."""
+def release_answer(cascade: Cascade, refused: tuple[str, str] | None) -> ReleaseAnswer:
+    """The manifest, in short, and what was not let in its place."""
     manifest, config = cascade.manifest, cascade.config
     return ReleaseAnswer(
         release=cascade.answers.release,
+        refused=Refusal(release=refused[0], reason=refused[1]) if refused else None,
         format_version=manifest.format_version,
         tables=manifest.tables,
         hash=manifest.hash.model_dump(),

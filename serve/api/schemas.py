@@ -8,10 +8,6 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 Box = tuple[float, float, float, float]
 UNIT_TOLERANCE = 0.01  # of a unit vector that went through fp16 or JSON with few digits
 
-# Part of the query language, but this version does not answer it; asking gets a clear problem, not another result.
-NOT_OFFERED = {
-    "gender": "ranking for the user's gender is not offered by this release; filters.gender keeps one gender only",
-}
 MAX_BOXES = 20
 
 
@@ -56,6 +52,11 @@ class SearchRequest(BaseModel):
         None, min_length=1, max_length=MAX_BOXES, description="several such parts, each a crop of the answer"
     )
     filters: FilterFields | None = None
+    gender: str | None = Field(None, max_length=100, description="of the user: what is made for another comes later")
+    price_range: tuple[float, float] | None = Field(
+        None, description="lowest and highest price the user has in mind: what lies outside comes later"
+    )
+    look: bool = Field(False, description="adds `look`: what goes with the first result")
     explain: bool = Field(False, description="adds `explain`: how the answer and each result came about")
 
     @field_validator("box", "boxes")
@@ -64,6 +65,13 @@ class SearchRequest(BaseModel):
         for x0, y0, x1, y1 in value if isinstance(value, list) else [value] if value else []:
             if not (-1e6 < x0 < x1 < 1e6 and -1e6 < y0 < y1 < 1e6):
                 raise ValueError("must be x0, y0, x1, y1 in pixels, with x0 < x1 and y0 < y1")
+        return value
+
+    @field_validator("price_range")
+    @classmethod
+    def _range_in_order(cls, value: tuple[float, float] | None) -> tuple[float, float] | None:
+        if value is not None and not 0 <= value[0] <= value[1] < math.inf:
+            raise ValueError("must be two prices from 0 on, the lower first")
         return value
 
     @field_validator("embedding")
@@ -163,6 +171,25 @@ class Explanation(BaseModel):
     category_probs: list[dict[str, float] | None]
 
 
+class LookItem(BaseModel):
+    """One product of a look."""
+
+    product_id: str
+    category: str | None
+    image_uri: str
+    image_url: str | None
+    attributes: Attributes
+
+
+class LookAnswer(BaseModel):
+    """What goes with a product, best first."""
+
+    product_id: str
+    of: str = Field(description="whose look it is: another than `product_id` where that came after the release")
+    items: list[LookItem]
+    release: ReleaseRef
+
+
 class SearchAnswer(BaseModel):
     """The best k distinct products over the whole query, and what was found for each crop."""
 
@@ -175,6 +202,7 @@ class SearchAnswer(BaseModel):
     shards: ShardCount
     no_match: bool = Field(description="true = nothing is good enough")
     explain: Explanation | None = None
+    look: LookAnswer | None = Field(None, description="of the first result, where the release has looks")
 
 
 class EmbedAnswer(BaseModel):
@@ -218,10 +246,18 @@ class PartitionSummary(BaseModel):
     num_products: int
 
 
+class Refusal(BaseModel):
+    """A champion that did not pass its checks; the release before it goes on."""
+
+    release: str
+    reason: str
+
+
 class ReleaseAnswer(BaseModel):
     """The release that is served: exact versions, sizes, measured figures, and the limits of this server."""
 
     release: ReleaseRef
+    refused: Refusal | None = None
     format_version: int
     tables: dict[str, int]
     hash: dict[str, Any]

@@ -1,6 +1,6 @@
 """The one release a server answers from, resolved to exact, verified files before anything is started."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 
@@ -20,6 +20,7 @@ class ServedRelease:
     bundle_folder: Path
     shard_groups: tuple[tuple[str, ...], ...]
     has_text: bool  # whether the bundle embeds texts
+    pinned: bool = False  # asked for by its id: another champion changes nothing
 
     @classmethod
     def resolve(cls, settings: Settings, release_id: str | None = None) -> Self:
@@ -27,7 +28,8 @@ class ServedRelease:
         release_id = release_id or settings.serve.release
         store = settings.store.model_copy(update={"root": settings.store.root.resolve()})
         folder = release_folder(store, release_id) if release_id else champion(settings.registry, store)
-        return cls.open(folder.resolve(), store.root, settings.serve.num_searchers)
+        served = cls.open(folder.resolve(), store.root, settings.serve.num_searchers)
+        return replace(served, pinned=release_id is not None)
 
     @classmethod
     def open(cls, folder: Path, store_root: Path, num_searchers: int) -> Self:
@@ -45,5 +47,11 @@ class ServedRelease:
                 f"{bundle_folder}: digest {digest[:12]} is not {manifest.bundle.digest[:12]} of release {manifest.release_id}, "
                 "so its vectors can't be compared; put that bundle back or build the release again"
             )
-        groups = tuple(group for group in assign_shards(manifest, num_searchers) if group)
-        return cls(folder, manifest, bundle_folder, groups, read_config(bundle_folder).text is not None)
+        return cls(
+            folder, manifest, bundle_folder, shard_groups(manifest, num_searchers), read_config(bundle_folder).text is not None
+        )
+
+
+def shard_groups(manifest: Manifest, num_searchers: int) -> tuple[tuple[str, ...], ...]:
+    """What each searcher opens; fewer than `num_searchers` where there are fewer shards."""
+    return tuple(group for group in assign_shards(manifest, num_searchers) if group)

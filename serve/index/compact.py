@@ -20,11 +20,11 @@ def living_rows(shards: Sequence[Shard]) -> tuple[pa.Table, pa.Table]:
     return pa.concat_tables(crops), pa.concat_tables(products)
 
 
-def rows_of_shard(shard: Shard) -> tuple[pa.Table, pa.Table]:
-    """As `living_rows`, of one."""
+def rows_of_shard(shard: Shard, chosen_P: np.ndarray | None = None) -> tuple[pa.Table, pa.Table]:
+    """As `living_rows`, of one; `chosen_P`: only these products (bool), deleted or not."""
     records = shard.records
-    alive_P = ~shard.tombstones.deleted_P
-    rows_N = np.flatnonzero(alive_P[records.product_of_row_R])
+    kept_P = ~shard.tombstones.deleted_P if chosen_P is None else chosen_P
+    rows_N = np.flatnonzero(kept_P[records.product_of_row_R])
     image_N, product_N = records.image_of_row_R[rows_N], records.product_of_row_R[rows_N]
     crop_N = records.crop_of_row_R[rows_N]
     is_whole = pa.array(crop_N == 0)
@@ -40,7 +40,7 @@ def rows_of_shard(shard: Shard) -> tuple[pa.Table, pa.Table]:
         "hash": binary(shard.hashes_M32[image_N], is_whole),
         "colour": binary(shard.colours_M48[image_N], is_whole),
     }
-    return pa.table(columns).select(list(CROP_COLUMNS)), pa.table(records.products).filter(pa.array(alive_P))
+    return pa.table(columns).select(list(CROP_COLUMNS)), pa.table(records.products).filter(pa.array(kept_P))
 
 
 def binary(rows: np.ndarray | None, is_set: pa.BooleanArray | None = None) -> pa.Array:

@@ -1,6 +1,7 @@
 """The hash stage of a release: is this photo one of ours? Letters: S shards, C candidates, D width."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -11,7 +12,7 @@ from serve.index.filters import Filters, allowed_products
 from serve.index.hash_exit import accept
 from serve.index.hash_table import HashTable
 from serve.index.manifest import Manifest, ReleaseError
-from serve.index.shard import OpenShard, open_shards
+from serve.index.shard import OpenShard, delete_products, open_shards
 from serve.vision.hash import HASH_KIND, HASH_VERSION, Fingerprint, colour_distance
 
 
@@ -45,6 +46,17 @@ class HashStage:
         """Map the hash tables of `shards` (none = all). Raises ReleaseError for another kind of hash than this code makes."""
         return cls(open_shards(folder, manifest, shards), manifest)
 
+    def beside(self, shards: Sequence[OpenShard]) -> Self:
+        """This stage and those shards as one."""
+        other = copy(self)
+        other.shards = [*self.shards, *shards]
+        other.tables = [*self.tables, *(HashTable.open(opened.shard.folder, opened.shard.hashes_M32) for opened in shards)]
+        return other
+
+    def delete(self, product_ids: Iterable[str]) -> None:
+        """From now on these products are not found."""
+        delete_products(self.shards, product_ids)
+
     def match(self, fingerprint: Fingerprint, filters: Filters | None = None) -> HashMatch | None:
         """The stored photo of a product that passes `filters` that the query photo is; None = go on with the vector stage."""
         if fingerprint.quality < self.exit.min_quality:
@@ -54,6 +66,7 @@ class HashStage:
             images, variants, distances = table.lookup(fingerprint.hashes, self.exit.max_distance)
             records = opened.shard.records
             allowed_P = allowed_products(records, filters) if images.size else None
+            allowed_P = opened.shard.tombstones.without_deleted(allowed_P)
             if allowed_P is not None:
                 kept = allowed_P[records.product_of_image[images]]
                 images, variants, distances = images[kept], variants[kept], distances[kept]

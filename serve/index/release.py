@@ -17,7 +17,7 @@ from serve.index.hash_stage import HashMatch, HashStage
 from serve.index.manifest import Manifest, ReleaseError, read_manifest, verify_release
 from serve.index.merge import merge_top_k
 from serve.index.records import bucket_of
-from serve.index.shard import OpenShard, Shard, open_shards
+from serve.index.shard import OpenShard, Shard, delete_products, open_shards
 from serve.vision.hash import Fingerprint
 
 __all__ = [
@@ -112,14 +112,7 @@ class ShardGroup:
 
     def delete(self, product_ids: Iterable[str]) -> int:
         """From now on these products never come back from this group (see serve.index.tombstones); how many of them it holds."""
-        num_deleted = 0
-        for product_id in product_ids:
-            for opened in self.shards:
-                product = opened.shard.records.find(product_id)
-                if product is not None:
-                    opened.shard.tombstones.delete([product])
-                    num_deleted += 1
-        return num_deleted
+        return delete_products(self.shards, product_ids)
 
     def _candidate(self, row: int, score: float) -> Candidate:
         """Row `row`, counted through over the group, in words."""

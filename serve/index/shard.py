@@ -9,7 +9,7 @@ Letters: N rows, D width, Q queries, K neighbours, F candidates, P products, M p
 """
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -260,3 +260,15 @@ def open_shards(folder: Path, manifest: Manifest, paths: Collection[str] | None)
         for part, entry in manifest.shards()
         if paths is None or entry.path in paths
     ]
+
+
+def delete_products(shards: Sequence[OpenShard], product_ids: Iterable[str]) -> int:
+    """From now on these products never come back from the shards (see serve.index.tombstones); how many of them there were."""
+    num_deleted = 0
+    for product_id in product_ids:
+        for opened in shards:
+            product = opened.shard.records.find(product_id)
+            if product is not None:
+                opened.shard.tombstones.delete([product])
+                num_deleted += 1
+    return num_deleted

@@ -35,6 +35,10 @@ class Shelf:
         assert found is not None, "a result is of the release, or of what came after it"
         return found
 
+    def holds(self, result: Result) -> bool:
+        """Whether it is known where the product lies: one may be deleted while a query is answered."""
+        return result.place is not None or any(store.place(result.product_id) for store in self.stores)
+
     def candidates(self, results: Sequence[Result], *, pictures: bool) -> Candidates:
         """Results as columns, in their order; with `pictures` the hashes and colours of their first photos as well."""
         places = [self.place(result) for result in results]

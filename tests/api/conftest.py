@@ -2,17 +2,21 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator
+from functools import partial
 from typing import Any
 
 import httpx
 import pytest
 
-from serve.api.cascade import AskEncoder, Cascade
+from serve.api.cascade import Cascade
+from serve.api.host import Host
 from serve.api.metrics import Metrics
 from serve.api.query_encoder import PhotoEncoder
 from serve.api.routes import create_app
 from serve.api.served import ServedRelease
 from serve.api.shard_searcher import ShardSearcher
+from serve.api.towers import AskEncoder
+from serve.settings import Settings
 from tests.api.live_app import live
 from tests.api.tiny_release import RELEASE_ID, TinyRelease, make_release
 
@@ -32,7 +36,8 @@ def served(tiny: TinyRelease) -> ServedRelease:
 @pytest.fixture(scope="session")
 def encode(served: ServedRelease, tiny: TinyRelease) -> AskEncoder:
     """The encoder of the tiny bundle, asked one photo or one text at a time."""
-    encoder = PhotoEncoder(served, tiny.settings.runtime, tiny.settings.decode)
+    digest = served.manifest.bundle.digest
+    encoder = PhotoEncoder(served.bundle_folder, digest, tiny.settings.runtime, tiny.settings.decode)
 
     async def photo(data: bytes, boxes: Any) -> Any:
         return (await asyncio.to_thread(encoder.analyse, [(data, boxes)]))[0]
@@ -43,16 +48,22 @@ def encode(served: ServedRelease, tiny: TinyRelease) -> AskEncoder:
     return AskEncoder(photo, text)
 
 
+def searchers(served: ServedRelease, settings: Settings) -> list[Callable[..., Awaitable[Any]]]:
+    """Every shard group of a release, each in this process."""
+    release_id = served.manifest.release_id
+    return [partial(ShardSearcher(settings, release_id, g).search, release_id) for g in range(len(served.shard_groups))]
+
+
 @pytest.fixture(scope="session")
-def groups(served: ServedRelease) -> list[Callable[..., Awaitable[Any]]]:
+def groups(served: ServedRelease, tiny: TinyRelease) -> list[Callable[..., Awaitable[Any]]]:
     """Both shard groups."""
-    return [ShardSearcher(served, group).search for group in range(len(served.shard_groups))]
+    return searchers(served, tiny.settings)
 
 
 @pytest.fixture(scope="session")
 def api(served: ServedRelease, tiny: TinyRelease, encode: Any, groups: Any) -> Iterator[str]:
     """URL of the interface over the tiny release, ready."""
-    with live(create_app(Cascade(served, tiny.settings, encode, groups), Metrics())) as url:
+    with live(create_app(Host(Cascade(served, tiny.settings, encode, groups)), Metrics())) as url:
         client = httpx.Client(transport=httpx.HTTPTransport(retries=5))
         for _ in range(600):
             if client.get(f"{url}/readyz").status_code == 200:

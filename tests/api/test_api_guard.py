@@ -40,6 +40,7 @@ def url() -> Iterator[str]:
     async def search(request: Request) -> dict[str, Any]:
         query = dataclasses.asdict(await guard.read_query(request, CONFIG, UrlPhotos(1_000, 1.0)))
         query["image"] = None if query["image"] is None else base64.b64encode(query["image"]).decode()
+        query["shopper"].pop("now")
         query.pop("filters") if query["filters"] is None else query["filters"].pop("without")
         return query
 
@@ -150,7 +151,10 @@ def test_k_out_of_range(url: str, k: int) -> None:
         ({"image_base64": "AAAA", "boxes": [[0, 0, 9, 9]] * 21}, "boxes", "invalid_field"),
         ({"image_base64": "AAAA", "boxes": [[9, 0, 9, 9]]}, "boxes", "invalid_field"),
         ({"image_base64": "AAAA", "boxes": [[0, 0, 9, 9]], "box": [0, 0, 9, 9]}, "boxes", "invalid_field"),
-        ({"product_id": "p", "gender": "women"}, "gender", "not_offered"),
+        ({"product_id": "p", "gender": 7}, "gender", "invalid_field"),
+        ({"product_id": "p", "price_range": [9, 1]}, "price_range", "invalid_field"),
+        ({"product_id": "p", "price_range": [-1, 1]}, "price_range", "invalid_field"),
+        ({"product_id": "p", "look": "yes"}, "look", "invalid_field"),
     ],
 )
 def test_wrong_fields_are_named_and_never_echoed(url: str, fields: dict[str, Any], field: str, code: str) -> None:

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import httpx
@@ -25,8 +26,9 @@ from ray.serve._private.http_util import (
 from ray.serve._private.utils import call_function_from_import_path
 
 from serve.api.access import Bucket, Keys, key_digest
-from serve.api.cascade import AskEncoder, Cascade
+from serve.api.cascade import Cascade
 from serve.api.client_headers import CALLBACK, middlewares
+from serve.api.host import Host
 from serve.api.logs import JsonLines, about_request
 from serve.api.metrics import PREFIX, Metrics, exposition
 from serve.api.probe import RecallProbe, recall
@@ -35,6 +37,7 @@ from serve.api.queries import Query
 from serve.api.routes import create_app
 from serve.api.served import ServedRelease
 from serve.api.shard_searcher import ShardSearcher
+from serve.api.towers import AskEncoder
 from serve.index.release import Candidate
 from serve.settings import ApiKey, Settings
 from tests.api.live_app import live
@@ -93,9 +96,11 @@ def guarded(served: ServedRelease, tiny: TinyRelease, encode: Any, groups: Any, 
     serve = tiny.settings.serve.model_copy(update={"api_keys": KEYS, "max_ongoing_requests": 1, "max_queued_requests": 1})
     counted = Metrics()
     cascade = Cascade(served, tiny.settings.model_copy(update={"serve": serve}), encode, groups)
-    exact = [ShardSearcher(served, group).search_exactly for group in range(len(served.shard_groups))]
+    release_id = served.manifest.release_id
+    searchers = [ShardSearcher(tiny.settings, release_id, group) for group in range(len(served.shard_groups))]
+    exact = [partial(searcher.search_exactly, release_id) for searcher in searchers]
     cascade.probe = RecallProbe(exact, 1.0, counted)
-    with live(create_app(cascade, counted)) as url:
+    with live(create_app(Host(cascade), counted)) as url:
         wait_until(lambda: httpx.get(f"{url}/readyz").status_code == 200)
         yield url
 
@@ -324,10 +329,11 @@ def test_a_probe_that_fails_harms_nothing(caplog: pytest.LogCaptureFixture) -> N
 
 
 def test_exact_search_of_a_group_is_the_same_for_flat_shards(served: ServedRelease, tiny: TinyRelease) -> None:
-    searcher = ShardSearcher(served, 0)
+    release_id = served.manifest.release_id
+    searcher = ShardSearcher(tiny.settings, release_id, 0)
     query = np.random.default_rng(5).normal(size=(2, 16)).astype(np.float32)
-    exact = asyncio.run(searcher.search_exactly(query, 5, None))
-    assert exact == asyncio.run(searcher.search(query, 5, [None, None], None))
+    exact = asyncio.run(searcher.search_exactly(release_id, query, 5, None))
+    assert exact == asyncio.run(searcher.search(release_id, query, 5, [None, None], None))
 
 
 # ---- time limits ----

@@ -4,12 +4,15 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
-from deltalake import DeltaTable
+from deltalake import DeltaTable, write_deltalake
 from pyspark.sql import SparkSession
 
 from jobs.config import Config, JobError
 from jobs.curate_catalog import CurateResult, run
+from jobs.inserts_read import inserts_read
+from serve.index.inserts import EMPTY, INSERTS, Row
 
 TABLES = ("listings", "rejects", "products", "images")
 
@@ -214,3 +217,47 @@ def test_real_catalog_inside_a_larger_manifest(spark: SparkSession, tmp_path: Pa
     feed = {"columns": {"image_uri": "path", "category": "category_path"}, "where": {"domain": "catalog"}}
     config = config_of(tmp_path, uri=shared_data / "grocery-store" / "manifest.jsonl", **feed)
     assert run(config) == CurateResult(listings=81, rejects=0, products=81, images=81, changed=True)
+
+
+def change(kind: str, product_id: str, at: int, uri: str | None = "file:///kept/x.jpg", **more: Any) -> Row:
+    crops = None if uri is None else [{"position": 0, "image_uri": uri, "image_id": "ab", "crop": 0, "embedding": b"\0"}]
+    told = {"title": product_id.title(), "available": True, **more}
+    return {**EMPTY, **told, "product_id": product_id, "at": at, "kind": kind, "bundle_digest": "b", "crops": crops}
+
+
+def test_what_came_over_http_is_laid_over_the_feed(spark: SparkSession, tmp_path: Path) -> None:
+    rows: list[dict[str, Any] | str] = [
+        product("plain"),
+        product("hat"),
+        product("shoe"),
+        product("late", updated_at="2030-01-01"),
+    ]
+    rows += [product("gone"), product("back", updated_at="2030-01-01")]
+    config = config_of(tmp_path, uri=write_feed(tmp_path / "feed", rows), max_withdrawn_frac=1.0)
+    assert run(config).products == 6 and inserts_read(config.store) is None
+    at = 1_790_000_000_000_000  # in 2026
+    changes = [
+        change("put", "new", at, price=3.0, currency="EUR"),
+        change("put", "brief", at),
+        change("delete", "brief", at + 1, None),
+        change("put", "hat", at, "file:///kept/hat.jpg"),
+        change("change", "shoe", at, "file:///feed/shoe.jpg", price=7.5, currency="EUR", stock=0, available=False),
+        change("change", "late", at, price=1.0, currency="EUR"),
+        change("delete", "gone", at, None),
+        change("delete", "back", at, None),
+    ]
+    path = str(tmp_path / "tables" / "inserts")
+    DeltaTable.create(path, INSERTS)
+    write_deltalake(path, pa.Table.from_pylist(changes, schema=INSERTS), mode="append")
+    assert run(config).changed and inserts_read(config.store) == 1
+    found = by_id(tmp_path)
+    assert sorted(found) == ["back", "hat", "late", "new", "plain", "shoe"]
+    assert found["new"]["price"] == 3.0 and uris(tmp_path, "new") == ["file:///kept/x.jpg"]
+    assert uris(tmp_path, "hat") == ["file:///kept/hat.jpg"], "the photo took the place of the feed's"
+    assert (found["shoe"]["price"], found["shoe"]["available"], found["late"]["price"]) == (7.5, False, 5.0)
+    assert table(tmp_path, "rejects") == []
+    before = versions(tmp_path)
+    assert not run(config).changed and versions(tmp_path) == before
+    write_feed(tmp_path / "feed", [product("plain")])
+    run(config)
+    assert sorted(by_id(tmp_path)) == ["hat", "new", "plain"], "a change of attributes alone keeps nothing that left the feed"

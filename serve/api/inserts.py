@@ -1,0 +1,76 @@
+"""The Delta table `inserts`: appended durably, and read on from where it was read last."""
+
+import json
+import os
+import threading
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.fs
+import pyarrow.parquet as pq
+from deltalake import DeltaTable, write_deltalake
+
+from serve.index.inserts import INSERTS, INSERTS_TABLE, Row
+from serve.index.manifest import Manifest, sync_folder
+from serve.settings import StoreConfig
+
+
+class Inserts:
+    """The rows that a release does not hold yet. Calls from several threads are safe."""
+
+    def __init__(self, store: StoreConfig, manifest: Manifest) -> None:
+        self.path = f"{store.tables.rstrip('/')}/{INSERTS_TABLE}"
+        self.folded = manifest.tables.get(INSERTS_TABLE)  # this version and all before are in the release
+        self.table: DeltaTable | None = None
+        self.read: set[str] = set()
+        self.version = -1
+        self.lock = threading.Lock()
+
+    def read_new(self) -> list[Row]:
+        """Rows that this object has not given yet; at first all that came after the release. Order says nothing: `at` does."""
+        with self.lock:
+            if self.table is None:
+                if not DeltaTable.is_deltatable(self.path):
+                    return []
+                self.table = DeltaTable(self.path)
+                if self.folded is not None:
+                    self.read = set(DeltaTable(self.path, version=self.folded).file_uris())
+            else:
+                self.table.update_incremental()
+            if self.table.version() == self.version:
+                return []
+            new = sorted(set(self.table.file_uris()) - self.read)
+            rows = [row for uri in new for row in read_file(uri).to_pylist()]
+            self.read |= set(new)
+            self.version = self.table.version()
+            return rows
+
+    def append(self, rows: list[Row]) -> None:
+        """One commit; back when it is on the disk, whoever is killed then."""
+        with self.lock:
+            DeltaTable.create(self.path, INSERTS, mode="ignore")
+            table = DeltaTable(self.path)
+            write_deltalake(table, pa.Table.from_pylist(rows, schema=INSERTS), mode="append")
+            if "://" not in self.path:  # object stores are durable by themselves
+                sync_commits(Path(self.path), table.version())
+
+
+def read_file(uri: str) -> pa.Table:
+    """A data file of the table, wherever it lies."""
+    filesystem, path = pyarrow.fs.FileSystem.from_uri(uri if "://" in uri else Path(uri).absolute().as_uri())
+    return pq.read_table(path, filesystem=filesystem, schema=INSERTS)
+
+
+def sync_commits(table: Path, version: int) -> None:
+    """What version `version` of a table on this disk added, and its log entry, survive a loss of power."""
+    log = table / "_delta_log"
+    entry = log / f"{version:020d}.json"
+    added = [json.loads(line).get("add") for line in entry.read_text().splitlines()]
+    for path in (*(table / add["path"] for add in added if add), entry):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    sync_folder(table)
+    sync_folder(log)

@@ -1,0 +1,33 @@
+"""What a process has open of the releases that are asked for: the newest two, so that one can take the other's place."""
+
+import threading
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+MOST = 2
+T = TypeVar("T")
+
+
+class Kept(Generic[T]):
+    """Opens what is asked for once, and lets go of what was asked for longest ago. Safe to share between threads."""
+
+    def __init__(self, open_one: Callable[[str], T], close_one: Callable[[T], None] | None = None) -> None:
+        self.open_one, self.close_one = open_one, close_one
+        self.values: dict[str, T] = {}
+        self.lock = threading.Lock()
+
+    def get(self, key: str) -> T:
+        """What `key` names. Raises what opening it raises."""
+        with self.lock:
+            value = self.values.pop(key) if key in self.values else self.open_one(key)
+            self.values[key] = value  # the last is the newest
+            gone = [self.values.pop(old) for old in list(self.values)[:-MOST]]
+        for old in gone:
+            if self.close_one is not None:
+                self.close_one(old)
+        return value
+
+    def all(self) -> list[T]:
+        """Everything that is open."""
+        with self.lock:
+            return list(self.values.values())
