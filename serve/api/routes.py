@@ -160,7 +160,7 @@ def create_app(host: Host, counted: Metrics, all_replicas: AllReplicas | None = 
         answer = await in_time(lambda cascade: cascade.search(query))
         return Response(answer.model_dump_json(), media_type="application/json")
 
-    @app.get("/v1/products/{product_id:path}/look", response_model=LookAnswer, responses=refusals(404, 429, 503))
+    @app.get("/v1/products/{product_id:path}/look", response_model=LookAnswer, responses=refusals(404, 422, 429, 503))
     async def look(product_id: str) -> Response:
         """What goes with this product, where the release has looks."""
         answer = await in_time(lambda cascade: cascade.look(product_id))
