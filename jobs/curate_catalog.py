@@ -90,9 +90,12 @@ def _checked(
     source = find_feed(spark, config.feed)
     rows = transforms.parsed(read_feed(spark, source), config.feed)
     rows = transforms.judged(rows, config.feed, source.folder)
+    kept: list[DataFrame] = []
     if version is not None:
         inserts = tables.read_table(tables.Tables(config.store.tables), "inserts", version=version).to_pylist()
-        rows = transforms.laid_over(rows, judged_changes(spark, inserts, config.feed))
+        # Kept before they are joined: Spark's optimizer takes minutes over all the rules on both sides of a join.
+        kept = [rows.persist(), judged_changes(spark, inserts, config.feed).persist()]
+        rows = transforms.laid_over(*kept)
     rows = transforms.settled(rows).persist()
     try:
         _check_feed(rows, config.feed)
@@ -102,7 +105,8 @@ def _checked(
     except PySparkException as error:
         raise JobError(f"feed.uri={config.feed.uri}: {one_line(error)}") from error
     finally:
-        rows.unpersist()
+        for frame in (rows, *kept):
+            frame.unpersist()
 
 
 def table_specs(paths: tables.Tables) -> dict[str, delta.TableSpec]:
