@@ -1,8 +1,7 @@
 # make demo: the whole path once, on a generated catalog.   make test: the tests.   make serve: the endpoint and the page.
 CONF ?= conf/local.yaml
 PY = .venv/bin/python
-# Two workers, each with its own Spark and Ray: the tests wait on processes that start more than they compute.
-PYTEST = $(PY) -m pytest -n 2 --no-loadscope-reorder
+PYTEST = $(PY) -m pytest
 
 .PHONY: help setup demo test serve check drill bench bench-index clean
 

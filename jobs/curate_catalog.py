@@ -90,12 +90,11 @@ def _checked(
     source = find_feed(spark, config.feed)
     rows = transforms.parsed(read_feed(spark, source), config.feed)
     rows = transforms.judged(rows, config.feed, source.folder)
-    kept: list[DataFrame] = []
     if version is not None:
         inserts = tables.read_table(tables.Tables(config.store.tables), "inserts", version=version).to_pylist()
-        # Kept before they are joined: Spark's optimizer takes minutes over all the rules on both sides of a join.
-        kept = [rows.persist(), judged_changes(spark, inserts, config.feed).persist()]
-        rows = transforms.laid_over(*kept)
+        # Both sides are computed first: over all the rules twice in one plan, Spark's optimizer takes minutes and its heap.
+        changes = judged_changes(spark, inserts, config.feed).localCheckpoint()
+        rows = transforms.laid_over(rows.localCheckpoint(), changes)
     rows = transforms.settled(rows).persist()
     try:
         _check_feed(rows, config.feed)
@@ -105,8 +104,7 @@ def _checked(
     except PySparkException as error:
         raise JobError(f"feed.uri={config.feed.uri}: {one_line(error)}") from error
     finally:
-        for frame in (rows, *kept):
-            frame.unpersist()
+        rows.unpersist()
 
 
 def table_specs(paths: tables.Tables) -> dict[str, delta.TableSpec]:

@@ -103,7 +103,8 @@ def make_release(folder: Path, **serve: object) -> TinyRelease:
         "store": {"root": str(folder / "store"), "tables": str(folder / "store" / "tables")},
         "registry": {"uri": f"sqlite:///{folder}/store/mlflow.db"},
         "bundle": {"name": "tiny"},
-        "serve": {"default_k": 5, "max_k": 50, "num_searchers": 2, **serve},
+        # Random towers give cosines of any sign; all of them are shown.
+        "serve": {"default_k": 5, "max_k": 50, "num_searchers": 2, "min_score": -1.0, **serve},
     }
     conf.write_text(yaml.safe_dump(sections))
     settings = Settings.load(conf)

@@ -27,7 +27,7 @@ def test_two_bundles_are_compared(rendered_shop: dict[str, Any], tmp_path: Path)
     """The second one is the first without its detector."""
     plain = tmp_path / "plain"
     plain.mkdir()
-    for path in Path(SHIPPED).glob("*.safetensors"):
+    for path in (*Path(SHIPPED).glob("*.safetensors"), Path(SHIPPED) / "tokenizer.json"):
         (plain / path.name).write_bytes(path.read_bytes())
     spec = json.loads((Path(SHIPPED) / "bundle.json").read_text())
     (plain / "bundle.json").write_text(json.dumps(spec | {"detector": {"kind": "none"}}))
