@@ -1,7 +1,6 @@
 # make demo: the whole path once, on a generated catalog.   make test: the tests.   make serve: the endpoint and the page.
 CONF ?= conf/local.yaml
 PY = .venv/bin/python
-PYTEST = $(PY) -m pytest
 
 .PHONY: help setup demo test serve check drill bench bench-index clean
 
@@ -26,7 +25,7 @@ serve: setup
 
 test: setup
 	@./setup.sh --browser
-	@$(PYTEST)
+	@$(PY) -m pytest
 
 check: setup
 	@./setup.sh --browser
@@ -34,7 +33,7 @@ check: setup
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 	.venv/bin/lint-imports
-	$(PYTEST)
+	$(PY) -m pytest
 
 drill: setup
 	@$(PY) -m pytest -m drill

@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from xdist.scheduler import LoadFileScheduling
 
 from jobs.config import Config
 from tests.parts import BuiltStore, endpoint, write_conf
@@ -16,27 +15,6 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
 
 ROOT = Path(__file__).parent.parent
-
-
-SHARE_A_STORE = ("test_whole_path.py", "test_same_vector.py", "test_notebooks.py")  # built once, so by one worker
-SLOWEST = ("test_real_photos.py", *SHARE_A_STORE)
-
-
-class FilesAndStores(LoadFileScheduling):
-    """A file's tests run in one worker, and so do the tests of all files that share the built store."""
-
-    def _split_scope(self, nodeid: str) -> str:
-        file = super()._split_scope(nodeid)
-        return "built_store" if Path(file).name in SHARE_A_STORE else file
-
-
-def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> FilesAndStores:
-    return FilesAndStores(config, log)
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The slowest start first: else the last worker would run alone for minutes."""
-    items.sort(key=lambda item: item.path.name not in SLOWEST)
 
 
 @pytest.fixture(scope="session")
