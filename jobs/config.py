@@ -1,8 +1,10 @@
 """Settings of the jobs: the sections beside those that serving reads, and the flags every job has."""
 
 import argparse
+import json
 import sys
 from collections.abc import Callable
+from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -366,10 +368,11 @@ class JobError(RuntimeError):
         self.exit_code = exit_code
 
 
-def run_job(doc: str, run: Callable[..., object], *, flags: dict[str, str] | None = None) -> None:
+def run_job(doc: str, run: Callable[..., object], *, flags: dict[str, str] | None = None, prints_result: bool = False) -> None:
     """The `main` of every job: `--conf`, `--set`, `--print-config` and the job's own on/off `flags` (name: help).
 
-    Calls `run(config, **flags)`. A JobError or ConfigError ends the process with one line and its exit code.
+    Calls `run(config, **flags)`; `prints_result` writes the dataclass that it returns as JSON. A JobError or ConfigError ends
+    the process with one line and its exit code.
     """
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--conf", type=Path, required=True, metavar="FILE", help="settings, such as conf/local.yaml")
@@ -383,7 +386,10 @@ def run_job(doc: str, run: Callable[..., object], *, flags: dict[str, str] | Non
         if args.print_config:
             sys.stdout.write(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
             return
-        run(config, **{name: getattr(args, name) for name in flags or {}})
+        result = run(config, **{name: getattr(args, name) for name in flags or {}})
+        if prints_result:
+            assert is_dataclass(result) and not isinstance(result, type)
+            sys.stdout.write(json.dumps(asdict(result), indent=2) + "\n")
     except (JobError, ConfigError) as error:
         sys.stderr.write(f"error: {error}\n")
         sys.exit(error.exit_code if isinstance(error, JobError) else 2)

@@ -9,9 +9,7 @@ Engine  one process, exact search
         [--set 'evaluate_bundle.bundles={plain: store/training/plain, erased: store/training/erased}']   first = baseline
 """
 
-import json
 import logging
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,11 +81,7 @@ def metrics_of(one: BundleQuality) -> Iterator[tuple[str, float, int]]:
 def main() -> None:
     """Command line."""
     configure_logging()
-
-    def command(config: Config) -> None:
-        sys.stdout.write(json.dumps(run(config).__dict__, indent=2) + "\n")
-
-    run_job(__doc__ or "", command)
+    run_job(__doc__ or "", run, prints_result=True)
 
 
 if __name__ == "__main__":

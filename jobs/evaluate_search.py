@@ -8,7 +8,6 @@ Engine  plain HTTP, one client
         [--set evaluate.distortion=light=0.25]     kinds and units: jobs/evaluation/robustness.py
 """
 
-import json
 import logging
 import sys
 import tempfile
@@ -140,11 +139,7 @@ def measure(outcomes: list[Outcome], num_queries: int, config: Config) -> Search
 def main() -> None:
     """Command line."""
     configure_logging()
-
-    def command(config: Config) -> None:
-        sys.stdout.write(json.dumps(asdict(run(config)), indent=2) + "\n")
-
-    run_job(__doc__ or "", command)
+    run_job(__doc__ or "", run, prints_result=True)
 
 
 if __name__ == "__main__":

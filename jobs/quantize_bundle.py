@@ -15,7 +15,6 @@ import json
 import logging
 import platform
 import shutil
-import sys
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -153,11 +152,7 @@ def metrics_of(encoder: Choice, detector: Choice | None) -> list[tuple[str, floa
 def main() -> None:
     """Command line."""
     configure_logging()
-
-    def command(config: Config) -> None:
-        sys.stdout.write(json.dumps(asdict(run(config)), indent=2) + "\n")
-
-    run_job(__doc__ or "", command)
+    run_job(__doc__ or "", run, prints_result=True)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ is trained on every link and makes the looks. The same input makes the same look
 
 import json
 import logging
-import sys
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -118,11 +117,7 @@ def links_of(config: Config, content: Content) -> LookGraph:
 def main() -> None:
     """Command line."""
     configure_logging()
-
-    def command(config: Config) -> None:
-        sys.stdout.write(json.dumps(asdict(run(config)), indent=2) + "\n")
-
-    run_job(__doc__ or "", command)
+    run_job(__doc__ or "", run, prints_result=True)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ was shown is refused (exit code 3); the one before stays. `ranking.learned: true
 
 import json
 import logging
-import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -108,11 +107,7 @@ def write(folder: Path, ranker: Ranker, report: dict[str, object]) -> None:
 def main() -> None:
     """Command line."""
     configure_logging()
-
-    def command(config: Config) -> None:
-        sys.stdout.write(json.dumps(asdict(run(config)), indent=2) + "\n")
-
-    run_job(__doc__ or "", command)
+    run_job(__doc__ or "", run, prints_result=True)
 
 
 if __name__ == "__main__":

@@ -29,30 +29,38 @@ class Inserts:
     def read_new(self) -> list[Row]:
         """Rows that this object has not given yet; at first all that came after the release. Order says nothing: `at` does."""
         with self.lock:
-            if self.table is None:
-                if not DeltaTable.is_deltatable(self.path):
-                    return []
-                self.table = DeltaTable(self.path)
-                if self.folded is not None:
-                    self.read = set(DeltaTable(self.path, version=self.folded).file_uris())
-            else:
-                self.table.update_incremental()
-            if self.table.version() == self.version:
+            if self.table is None and not DeltaTable.is_deltatable(self.path):
                 return []
-            new = sorted(set(self.table.file_uris()) - self.read)
+            table = self._newest()
+            if table.version() == self.version:
+                return []
+            new = sorted(set(table.file_uris()) - self.read)
             rows = [row for uri in new for row in read_file(uri).to_pylist()]
             self.read |= set(new)
-            self.version = self.table.version()
+            self.version = table.version()
             return rows
+
+    def _newest(self) -> DeltaTable:
+        """The table as it is now: opened once, then only its new log entries are read."""
+        if self.table is None:
+            self.table = DeltaTable(self.path)
+            if self.folded is not None:
+                self.read = set(DeltaTable(self.path, version=self.folded).file_uris())
+        else:
+            self.table.update_incremental()
+        return self.table
 
     def append(self, rows: list[Row]) -> None:
         """One commit; back when it is on the disk, whoever is killed then."""
         with self.lock:
-            DeltaTable.create(self.path, INSERTS, mode="ignore")
-            table = DeltaTable(self.path)
+            if self.table is None:
+                DeltaTable.create(self.path, INSERTS, mode="ignore")
+            table = self._newest()
+            before = table.version()
             write_deltalake(table, pa.Table.from_pylist(rows, schema=INSERTS), mode="append")
             if "://" not in self.path:  # object stores are durable by themselves
-                sync_commits(Path(self.path), table.version())
+                for version in range(before + 1, table.version() + 1):  # ours, and those of others that came in between
+                    sync_commit(Path(self.path), version)
 
 
 def read_file(uri: str) -> pa.Table:
@@ -61,7 +69,7 @@ def read_file(uri: str) -> pa.Table:
     return pq.read_table(path, filesystem=filesystem, schema=INSERTS)
 
 
-def sync_commits(table: Path, version: int) -> None:
+def sync_commit(table: Path, version: int) -> None:
     """What version `version` of a table on this disk added, and its log entry, survive a loss of power."""
     log = table / "_delta_log"
     entry = log / f"{version:020d}.json"

@@ -14,17 +14,31 @@ class Kept(Generic[T]):
     def __init__(self, open_one: Callable[[str], T], close_one: Callable[[T], None] | None = None) -> None:
         self.open_one, self.close_one = open_one, close_one
         self.values: dict[str, T] = {}
-        self.lock = threading.Lock()
+        self.lock, self.opening = threading.Lock(), threading.Lock()
+
+    def __contains__(self, key: str) -> bool:
+        """Whether `key` is open, so that `get` costs nothing."""
+        return key in self.values
 
     def get(self, key: str) -> T:
-        """What `key` names. Raises what opening it raises."""
+        """What `key` names. Raises what opening it raises. While one is opened, those that are open are given out."""
         with self.lock:
-            value = self.values.pop(key) if key in self.values else self.open_one(key)
-            self.values[key] = value  # the last is the newest
-            gone = [self.values.pop(old) for old in list(self.values)[:-MOST]]
-        for old in gone:
-            if self.close_one is not None:
-                self.close_one(old)
+            if key in self.values:
+                return self._newest(key, self.values.pop(key))
+        with self.opening:
+            if key not in self.values:  # another thread may have opened it meanwhile
+                value = self.open_one(key)
+                with self.lock:
+                    self._newest(key, value)
+                    gone = [self.values.pop(old) for old in list(self.values)[:-MOST]]
+                for old in gone:
+                    if self.close_one is not None:
+                        self.close_one(old)
+                return value
+        return self.get(key)
+
+    def _newest(self, key: str, value: T) -> T:
+        self.values[key] = value  # the last is the newest
         return value
 
     def all(self) -> list[T]:

@@ -72,7 +72,7 @@ class PhotoEncoder:
 
 
 class Encoders:
-    """The bundles of the releases that are asked for; two releases of one bundle share it. Used by one thread at a time."""
+    """The bundles of the releases that are asked for; two releases of one bundle share it. One thread at a time encodes."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -83,8 +83,15 @@ class Encoders:
         """Its encoder. Raises ReleaseError, BundleError."""
         if release_id not in self.bundles:
             self.bundles[release_id] = read_manifest(release_folder(self.settings.store, release_id)).bundle
+        return self.kept.get(self._key(release_id))
+
+    def is_open(self, release_id: str) -> bool:
+        """Whether `of` costs nothing."""
+        return release_id in self.bundles and self._key(release_id) in self.kept
+
+    def _key(self, release_id: str) -> str:
         bundle = self.bundles[release_id]
-        return self.kept.get(f"{bundle.digest} {bundle.folder}")
+        return f"{bundle.digest} {bundle.folder}"
 
     def _open(self, key: str) -> PhotoEncoder:
         digest, folder = key.split(" ", 1)
@@ -119,12 +126,19 @@ class QueryEncoder:
 
     async def analyse(self, release_id: str, photo: bytes, boxes: Boxes) -> Analysis:
         """Crops of one photo; without boxes crop 0 is the whole photo."""
+        await self._opened(release_id)
         analysis: Analysis = await self._analyse((release_id, photo, boxes))
         return analysis
 
     async def embed_text(self, release_id: str, text: str) -> np.ndarray | Refused:
         """(D,) embedding of one text."""
+        await self._opened(release_id)
         return await asyncio.get_running_loop().run_in_executor(self.thread, self.encoders.embed_text, release_id, text)
+
+    async def _opened(self, release_id: str) -> None:
+        """Another bundle is loaded beside the encoder's own thread, which goes on with the queries of the release before."""
+        if not self.encoders.is_open(release_id):
+            await asyncio.to_thread(self.encoders.of, release_id)
 
     @ray_serve.batch  # type: ignore[untyped-decorator]
     async def _analyse(self, asked: list[tuple[str, bytes, Boxes]]) -> list[Analysis]:

@@ -5,6 +5,7 @@ import shutil
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -207,3 +208,24 @@ def test_no_more_than_two_are_kept() -> None:
     for key in ("a", "b", "a", "c", "a"):
         assert kept.get(key) == key.upper()
     assert closed == ["B"] and kept.all() == ["C", "A"]
+
+
+def test_while_one_is_opened_the_open_one_is_given() -> None:
+    """A switch must not hold up the queries of the release before it."""
+    started, finish = threading.Event(), threading.Event()
+
+    def open_one(key: str) -> str:
+        if key == "new":
+            started.set()
+            assert finish.wait(30)
+        return key.upper()
+
+    kept = Kept(open_one)
+    assert kept.get("old") == "OLD" and "old" in kept and "new" not in kept
+    with ThreadPoolExecutor(2) as threads:
+        opened = [threads.submit(kept.get, "new") for _ in range(2)]
+        assert started.wait(30)
+        assert kept.get("old") == "OLD" and not any(one.done() for one in opened)
+        finish.set()
+        assert [one.result(30) for one in opened] == ["NEW", "NEW"]
+    assert kept.all() == ["OLD", "NEW"]
