@@ -70,6 +70,7 @@ class Cascade:
         self, served: ServedRelease, settings: Settings, encoder: AskEncoder, groups: Sequence[AskShards], lost: Lost = ()
     ) -> None:
         self.manifest, self.config, self.limits = served.manifest, settings.serve, settings.decode
+        self.bundle_folder = served.bundle_folder
         store = ProductStore.open(served.folder, served.manifest)
         self.hashes = HashReader(served, settings.decode, settings.serve.num_decoders)
         self.changes = Changes(served, settings.store, store, self.hashes.lay_over)

@@ -24,12 +24,14 @@ DROP_S = 0.5  # 11 MB over loopback take 0.02 s
 
 MEDIA_TYPES = "multipart/form-data, application/json or image/*"
 
-# The page loads nothing from anywhere else; catalog photos may lie on https hosts.
+# The page loads nothing from anywhere else, and compiles one WebAssembly file of its own (the encoder on the device);
+# catalog photos may lie on https hosts.
 SECURITY_HEADERS = {
     b"content-security-policy": (
-        b"default-src 'self'; img-src 'self' https: blob: data:; object-src 'none'; base-uri 'none'; "
-        b"form-action 'none'; frame-ancestors 'none'"
+        b"default-src 'self'; script-src 'self' 'wasm-unsafe-eval'; img-src 'self' https: blob: data:; object-src 'none'; "
+        b"base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     ),
+    b"permissions-policy": b"camera=(self), microphone=(), geolocation=()",
     b"x-content-type-options": b"nosniff",
     b"referrer-policy": b"no-referrer",
 }

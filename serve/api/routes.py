@@ -19,6 +19,7 @@ from starlette.staticfiles import StaticFiles
 from serve.api import guard, metrics, openapi, problems, queries
 from serve.api.access import Access, Room
 from serve.api.cascade import Cascade
+from serve.api.device import device_router
 from serve.api.host import Host
 from serve.api.logs import about_request
 from serve.api.metrics import Metrics
@@ -32,6 +33,7 @@ from serve.api.schemas import (
     Health,
     Limits,
     LookAnswer,
+    Offers,
     PartitionSummary,
     Ready,
     Refusal,
@@ -39,6 +41,7 @@ from serve.api.schemas import (
     SearchAnswer,
 )
 from serve.api.url_photos import UrlPhotos
+from serve.vision.device import fits_browsers
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -182,6 +185,8 @@ def create_app(host: Host, counted: Metrics, all_replicas: AllReplicas | None = 
             data, media_type = await cascade.in_thread(read_photo, uri, image_id, cascade.limits.max_bytes)
         return Response(data, media_type=media_type, headers=UNCHANGING)
 
+    app.include_router(device_router(lambda: (host.current.bundle_folder, host.current.manifest.bundle)))
+
     @app.get("/v1/release")
     async def release() -> ReleaseAnswer:
         """What is served, exactly: release, bundle and table versions, sizes, measured figures, limits."""
@@ -254,5 +259,8 @@ def release_answer(cascade: Cascade, refused: tuple[str, str] | None) -> Release
             max_k=config.max_k,
             max_body_bytes=config.max_body_bytes,
             max_pixels=cascade.limits.max_pixels,
+        ),
+        offers=Offers(
+            text=cascade.towers.served.has_text, image_url=config.image_url, device=fits_browsers(cascade.bundle_folder)
         ),
     )

@@ -5,6 +5,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from serve.vision.spec import Preprocess
+
 Box = tuple[float, float, float, float]
 UNIT_TOLERANCE = 0.01  # of a unit vector that went through fp16 or JSON with few digits
 
@@ -235,6 +237,24 @@ class Limits(BaseModel):
     max_pixels: int
 
 
+class Offers(BaseModel):
+    """Which queries this server answers beside photos and products."""
+
+    text: bool = Field(description="texts: the bundle has a text encoder")
+    image_url: bool = Field(description="addresses of photos: serve.image_url")
+    device: bool = Field(description="embeddings made in the browser: /v1/device names the network")
+
+
+class DeviceAnswer(BaseModel):
+    """The encoder for a browser: an ONNX network and what its input is made of."""
+
+    bundle_digest: str = Field(description="goes back with each embedding")
+    network_url: str = Field(examples=["/v1/device/encoder.onnx?bundle=0123abcd"])
+    num_bytes: int
+    preprocess: Preprocess = Field(description="from an RGB crop to the input (1, 3, size_px, size_px) float32")
+    dim: int
+
+
 class PartitionSummary(BaseModel):
     """One partition of the index."""
 
@@ -265,3 +285,4 @@ class ReleaseAnswer(BaseModel):
     counts: dict[str, int]
     metrics: dict[str, float]
     limits: Limits
+    offers: Offers

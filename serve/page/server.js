@@ -1,0 +1,42 @@
+// One way to ask the server: JSON back, problems as errors with a sentence for people, a key where it wants one.
+
+export const by = (id) => document.getElementById(id);
+
+const KEY = "visual-search-key";
+
+export async function api(url, options = {}) {
+  const response = await send(url, options);
+  if (response.status === 401 && (await askForKey())) return api(url, options);
+  const answer = await response.json().catch(() => ({}));
+  if (!response.ok) throw new Error(answer.detail ?? `The server answered ${response.status}.`);
+  return answer;
+}
+
+export async function send(url, options = {}) {
+  const key = sessionStorage.getItem(KEY);
+  const headers = { ...options.headers, ...(key ? { authorization: `Bearer ${key}` } : {}) };
+  try {
+    return await fetch(url, { ...options, headers });
+  } catch (problem) {
+    if (problem.name === "AbortError") throw problem;
+    throw new Error("The server does not answer. Is it still running?");
+  }
+}
+
+let asking = null;  // one question at a time, whoever needs the key
+
+function askForKey() {
+  asking ??= new Promise((resolve) => {
+    const dialog = by("key-dialog");
+    dialog.addEventListener("close", () => {
+      asking = null;
+      const given = dialog.returnValue === "use" && by("key").value.trim();
+      if (given) sessionStorage.setItem(KEY, given);
+      by("key").value = "";
+      resolve(Boolean(given));
+    }, { once: true });
+    dialog.returnValue = "";
+    dialog.showModal();
+  });
+  return asking;
+}
