@@ -88,6 +88,11 @@ class EvaluateConfig(Section):
     url: str = Field("http://127.0.0.1:8000", description="evaluate_search: the endpoint that is asked")
     report: Path = Field(Path("store/reports/search"), description="evaluate_search: folder of its report page")
     report_queries: int = Field(24, ge=0, description="evaluate_search: queries shown with pictures, misses first")
+    pool: str | None = Field(
+        None,
+        pattern=r"^[A-Za-z0-9._\-]+$",
+        description="evaluate_search: its name among what people judge; none = the release",
+    )
     distortion: str = Field("none", description="evaluate_search: what is done to each photo first, such as light=0.25")
     seed: int = 17
 

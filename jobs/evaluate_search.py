@@ -1,7 +1,8 @@
 """Asks a running endpoint questions with known answers and measures what a client sees: Recall@1/5/10 over HTTP.
 
 Reads   evaluate.queries (JSONL: path, product_id or product_ids, optional boxes), the endpoint at evaluate.url
-Writes  evaluate.report/report.html (pictures: query, found crops, results with the true one marked), report.json
+Writes  evaluate.report/report.html (pictures: query, found crops, results with the true one marked), report.json;
+        judging/NAME.json, the first products of each photo: what people grade at /judge
 Engine  plain HTTP, one client
 
     python -m jobs.evaluate_search --conf conf/local.yaml --set evaluate.queries=photos.jsonl
@@ -25,6 +26,7 @@ from jobs.evaluation.queries import Query, load_queries
 from jobs.evaluation.report import Outcome, write_search_report
 from jobs.evaluation.robustness import UNCHANGED, parse_variant, write_distorted
 from jobs.runs import configure_logging, pairs
+from serve.index.judging import write_pool
 from serve.vision.image import image_id_of
 
 log = logging.getLogger("jobs.evaluate_search")
@@ -69,7 +71,10 @@ def run(config: Config) -> SearchResult:
             answer, milliseconds = ask(session, config.evaluate.url, query.path)
             outcomes += [judge(query, i, answer, milliseconds) for i in range(len(query.product_ids))]
         result = measure(outcomes, len(queries), config)
-        judged = judged_figures(config, {image_id_of(o.query.path.read_bytes()): ids_of(o.answer) for o in outcomes})
+        ranked = {image_id_of(o.query.path.read_bytes()): (o.query.path, ids_of(o.answer)) for o in outcomes}
+        judged = judged_figures(config, {image_id: ids for image_id, (_, ids) in ranked.items()})
+        if variant == UNCHANGED:  # distorted photos are gone after this
+            write_pool(config.store.root, config.evaluate.pool or result.release, ranked)
         write_search_report(config.evaluate.report, asdict(result) | judged, outcomes, config.evaluate.report_queries)
     log.info("evaluate_search %s", pairs(asdict(result) | judged))
     return result

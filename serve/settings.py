@@ -128,6 +128,12 @@ class ServeConfig(Section):
     image_url: bool = Field(False, description="whether a query may name a public URL that the server fetches")
     image_url_timeout_s: float = Field(5.0, gt=0)
     api_keys: tuple[ApiKey, ...] = Field((), description="who may ask; none = everyone")
+    feedback: bool = Field(False, description="whether impressions are written and POST /v1/feedback is taken")
+    feedback_per_min: float = Field(60.0, gt=0, description="calls of one client")
+    client_header: str | None = Field(
+        None, description="in which your own proxy says the client's address, such as x-forwarded-for; none = who connects"
+    )
+    judging: bool = Field(True, description="whether /judge shows what evaluate_search pooled and takes grades")
     probe_frac: float = Field(0.01, ge=0, le=1, description="share of vector answers searched again exactly, on the side")
     release: str | None = Field(None, description="serve this release id instead of the champion")
 

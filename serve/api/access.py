@@ -23,7 +23,7 @@ from serve.api.problems import Problem, overloaded
 from serve.settings import ApiKey
 
 # Asked without a key: the page and what it shows, and whether this process lives.
-OPEN_PATHS = ("/", "/docs", "/openapi.json", "/healthz", "/readyz")
+OPEN_PATHS = ("/", "/judge", "/docs", "/openapi.json", "/healthz", "/readyz")
 OPEN_FOLDERS = ("/page/", "/v1/images/")
 
 
@@ -56,11 +56,11 @@ class Keys:
 
 
 class Bucket:
-    """A token bucket: `rate_per_s` requests a second, and up to a second's worth (at least one) at once after a pause."""
+    """A token bucket: `rate_per_s` requests a second; after a pause up to `burst` at once (a second's worth, at least one)."""
 
-    def __init__(self, rate_per_s: float, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, rate_per_s: float, clock: Callable[[], float] = time.monotonic, *, burst: float | None = None) -> None:
         self.rate_per_s, self.clock = rate_per_s, clock
-        self.size = self.tokens = max(1.0, rate_per_s)
+        self.size = self.tokens = max(1.0, rate_per_s if burst is None else burst)
         self.at = clock()
 
     def wait_s(self) -> float:

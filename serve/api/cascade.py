@@ -7,6 +7,7 @@
 # Letters: Q query crops, D embedding width.
 
 import asyncio
+import random
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -17,6 +18,7 @@ import numpy as np
 from serve.api.answers import Answers, Why, why_hash, why_near
 from serve.api.catalog import Catalog
 from serve.api.changes import Changes
+from serve.api.feedback import SHUFFLED, Feedback
 from serve.api.hash_reader import HashReader
 from serve.api.laps import Laps
 from serve.api.probe import RecallProbe
@@ -70,7 +72,7 @@ class Cascade:
         self, served: ServedRelease, settings: Settings, encoder: AskEncoder, groups: Sequence[AskShards], lost: Lost = ()
     ) -> None:
         self.manifest, self.config, self.limits = served.manifest, settings.serve, settings.decode
-        self.bundle_folder = served.bundle_folder
+        self.bundle_folder, self.store = served.bundle_folder, settings.store
         store = ProductStore.open(served.folder, served.manifest)
         self.hashes = HashReader(served, settings.decode, settings.serve.num_decoders)
         self.changes = Changes(served, settings.store, store, self.hashes.lay_over)
@@ -79,7 +81,8 @@ class Cascade:
         self.answers = Answers(self.manifest, self.products, settings.serve.min_score)
         self.towers = Towers(served, encoder, self.config.request_timeout_s, lost)
         self.models = ReleaseModels.open(served.folder, served.manifest, learned=settings.ranking.learned)
-        self.reranker = Reranker(settings.ranking, self.models.ranker)
+        self.feedback = Feedback(settings.store, self.config, settings.ranking.shuffled_frac) if self.config.feedback else None
+        self.reranker = Reranker(settings.ranking, self.models.ranker, keeps_features=self.config.feedback)
         self.searchers = Searchers(groups, self.config.shard_timeout_s, lost)
         self.probe: RecallProbe | None = None
         self.threads = ThreadPoolExecutor(4, thread_name_prefix="products")  # disk reads, never on the event loop
@@ -88,6 +91,8 @@ class Cascade:
         """Ends the guarded decoders and the threads."""
         self.hashes.close()
         self.threads.shutdown(wait=False)
+        if self.feedback is not None:
+            self.feedback.records.close()
 
     async def in_thread(self, call: Callable[..., T], *args: Any) -> T:
         """`call(*args)` without holding up other queries."""
@@ -239,7 +244,12 @@ class Cascade:
         explain: Explanation | Literal[False],
     ) -> SearchAnswer:
         """The answer on the wire, with its timings."""
+        shuffled = self.feedback is not None and self.feedback.shuffles()
+        if shuffled:
+            results = drawn_by_lot(results)
         answer = await self.in_thread(self.answers.write, stage, results, crops, why, found.shards, explain or None)
+        if self.feedback is not None:
+            answer.query_id = self.feedback.shown(answer, results, shuffled)
         laps.lap("write")
         look = await self.look(answer.results[0].product_id) if query.look and answer.results and self.models.looks else None
         if query.look:
@@ -260,6 +270,13 @@ def without(filters: Filters | None, product_ids: Iterable[str]) -> Filters:
     """`filters`, and these products left out."""
     filters = filters or Filters()
     return replace(filters, without=filters.without | set(product_ids))
+
+
+def drawn_by_lot(results: Sequence[Result]) -> list[Result]:
+    """The first SHUFFLED that are no exact match in any order: what is clicked there says how much position alone counts."""
+    first = [result for result in results if result.match == "exact"]
+    rest = [result for result in results if result.match != "exact"]
+    return [*first, *random.sample(rest[:SHUFFLED], len(rest[:SHUFFLED])), *rest[SHUFFLED:]]
 
 
 def explain_hash(match: HashMatch) -> Explanation:

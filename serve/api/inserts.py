@@ -1,17 +1,16 @@
 """The Delta table `inserts`: appended durably, and read on from where it was read last."""
 
-import json
-import os
 import threading
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.fs
 import pyarrow.parquet as pq
-from deltalake import DeltaTable, write_deltalake
+from deltalake import DeltaTable
 
+from serve.api.durable import append_durably
 from serve.index.inserts import INSERTS, INSERTS_TABLE, Row
-from serve.index.manifest import Manifest, sync_folder
+from serve.index.manifest import Manifest
 from serve.settings import StoreConfig
 
 
@@ -55,30 +54,10 @@ class Inserts:
         with self.lock:
             if self.table is None:
                 DeltaTable.create(self.path, INSERTS, mode="ignore")
-            table = self._newest()
-            before = table.version()
-            write_deltalake(table, pa.Table.from_pylist(rows, schema=INSERTS), mode="append")
-            if "://" not in self.path:  # object stores are durable by themselves
-                for version in range(before + 1, table.version() + 1):  # ours, and those of others that came in between
-                    sync_commit(Path(self.path), version)
+            append_durably(self._newest(), self.path, pa.Table.from_pylist(rows, schema=INSERTS))
 
 
 def read_file(uri: str) -> pa.Table:
     """A data file of the table, wherever it lies."""
     filesystem, path = pyarrow.fs.FileSystem.from_uri(uri if "://" in uri else Path(uri).absolute().as_uri())
     return pq.read_table(path, filesystem=filesystem, schema=INSERTS)
-
-
-def sync_commit(table: Path, version: int) -> None:
-    """What version `version` of a table on this disk added, and its log entry, survive a loss of power."""
-    log = table / "_delta_log"
-    entry = log / f"{version:020d}.json"
-    added = [json.loads(line).get("add") for line in entry.read_text().splitlines()]
-    for path in (*(table / add["path"] for add in added if add), entry):
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-    sync_folder(table)
-    sync_folder(log)

@@ -4,11 +4,12 @@ from typing import Any
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
+from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from serve.api.problems import MEDIA_TYPE, ProblemBody
 from serve.api.product_schemas import ProductChange
-from serve.api.schemas import FilterFields, SearchRequest
+from serve.api.schemas import FeedbackRequest, FilterFields, JudgmentRequest, SearchRequest
 
 DESCRIPTION = (
     "What is this, and what looks like it? Send a photo, or name a product, and get the best k distinct products. "
@@ -25,6 +26,7 @@ MEANINGS = {
 }
 TEMPLATE = "#/components/schemas/{model}"
 Json = dict[str, Any]
+JSON_BODIES = (SearchRequest, ProductChange, FeedbackRequest, JudgmentRequest)
 
 
 def refusals(*codes: int) -> dict[int | str, Json]:
@@ -66,6 +68,13 @@ def product_body() -> Json:
     return {"requestBody": {"required": True, "content": content}}
 
 
+def body_of(model: type[BaseModel]) -> Json:
+    """A JSON body of this shape, which is one of JSON_BODIES."""
+    assert model in JSON_BODIES
+    schema = {"$ref": TEMPLATE.format(model=model.__name__)}
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+
+
 def describe(app: FastAPI) -> None:
     """Make `app` answer /openapi.json with every shape it takes and gives."""
 
@@ -73,7 +82,7 @@ def describe(app: FastAPI) -> None:
         if app.openapi_schema is None:
             schema = get_openapi(title=app.title, version=app.version, description=DESCRIPTION, routes=app.routes)
             ours = models_json_schema(
-                [(m, "validation") for m in (SearchRequest, FilterFields, ProductChange, ProblemBody)], ref_template=TEMPLATE
+                [(model, "validation") for model in (*JSON_BODIES, FilterFields, ProblemBody)], ref_template=TEMPLATE
             )
             schema.setdefault("components", {}).setdefault("schemas", {}).update(ours[1]["$defs"])
             app.openapi_schema = schema

@@ -21,6 +21,7 @@ from serve.api.access import Access, Room
 from serve.api.cascade import Cascade
 from serve.api.device import device_router
 from serve.api.host import Host
+from serve.api.judging import add_judging_routes
 from serve.api.logs import about_request
 from serve.api.metrics import Metrics
 from serve.api.observe import Observe
@@ -30,6 +31,8 @@ from serve.api.problems import Problem
 from serve.api.product_routes import add_product_routes
 from serve.api.schemas import (
     EmbedAnswer,
+    FeedbackAnswer,
+    FeedbackRequest,
     Health,
     Limits,
     LookAnswer,
@@ -169,8 +172,26 @@ def create_app(host: Host, counted: Metrics, all_replicas: AllReplicas | None = 
         answer = await in_time(lambda cascade: cascade.look(product_id))
         return Response(answer.model_dump_json(), media_type="application/json")
 
+    @app.post(
+        "/v1/feedback",
+        response_model=FeedbackAnswer,
+        responses=refusals(404, 408, 413, 415, 422, 429, 503),
+        openapi_extra=openapi.body_of(FeedbackRequest),
+    )
+    async def feedback(request: Request) -> Response:
+        """Clicks and purchases, for the `query_id` of an answer; durable when answered, counted once."""
+        asked = await guard.read_json(request, config, FeedbackRequest)
+        with host.use() as cascade:
+            if cascade.feedback is None:
+                raise Problem(404, "not_offered", "this server takes none (serve.feedback)", "feedback")
+            stored, repeated = await cascade.feedback.said(request, asked)
+        answer = FeedbackAnswer(stored=stored, repeated=repeated)
+        return Response(answer.model_dump_json(), media_type="application/json", headers=NO_STORE)
+
     if config.changes:
         add_product_routes(app, config, in_time)
+    if config.judging:
+        add_judging_routes(app, host)
 
     @app.get("/v1/images/{image_id}", response_class=Response, responses=image_responses() | refusals(404, 422))
     async def photo(image_id: str, product: Annotated[str, Query(description="product_id of the photo")]) -> Response:
@@ -261,6 +282,9 @@ def release_answer(cascade: Cascade, refused: tuple[str, str] | None) -> Release
             max_pixels=cascade.limits.max_pixels,
         ),
         offers=Offers(
-            text=cascade.towers.served.has_text, image_url=config.image_url, device=fits_browsers(cascade.bundle_folder)
+            text=cascade.towers.served.has_text,
+            image_url=config.image_url,
+            device=fits_browsers(cascade.bundle_folder),
+            feedback=cascade.feedback is not None,
         ),
     )

@@ -1,7 +1,7 @@
 """What goes over the wire: the query as JSON, the answer, and the small answers about state."""
 
 import math
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
@@ -11,6 +11,7 @@ Box = tuple[float, float, float, float]
 UNIT_TOLERANCE = 0.01  # of a unit vector that went through fp16 or JSON with few digits
 
 MAX_BOXES = 20
+RATER = r"^[A-Za-z0-9._\-]+$"
 
 
 class FilterFields(BaseModel):
@@ -205,6 +206,69 @@ class SearchAnswer(BaseModel):
     no_match: bool = Field(description="true = nothing is good enough")
     explain: Explanation | None = None
     look: LookAnswer | None = Field(None, description="of the first result, where the release has looks")
+    query_id: str | None = Field(None, description="goes back with feedback on this answer, where this server takes any")
+
+
+class FeedbackEvent(BaseModel):
+    """Something done with one product of an answer."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    query_id: str = Field(min_length=1, max_length=100, pattern=r"^[0-9a-f]+\.[0-9a-f]+\.[0-9a-f]+$", description="of the answer")
+    product_id: str = Field(min_length=1, max_length=500)
+    kind: Literal["click", "purchase"]
+
+
+class FeedbackRequest(BaseModel):
+    """What was done with answers. Sent twice, it counts once."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    events: list[FeedbackEvent] = Field(min_length=1, max_length=50)
+    client: str | None = Field(
+        None, min_length=1, max_length=200, description="the shop's name for the shopper's session; counts with an API key alone"
+    )
+
+
+class FeedbackAnswer(BaseModel):
+    """Events that are stored now, and those that had been before."""
+
+    stored: int
+    repeated: int
+
+
+class JudgedItem(BaseModel):
+    """One product to be judged beside a query photo. Which release or setting found it is not said."""
+
+    product_id: str
+    title: str | None
+    image_url: str | None
+
+
+class JudgingTask(BaseModel):
+    """One query photo and the products that any release or setting found for it, in an order drawn for this rater."""
+
+    query: str | None = Field(description="image_id of the photo; none = this rater has judged everything")
+    query_url: str | None
+    items: list[JudgedItem]
+    done: int = Field(description="photos this rater has judged")
+    total: int
+
+
+class JudgmentRequest(BaseModel):
+    """The grades of one rater for one photo: 0 wrong, 1 similar, 2 very similar, 3 same item."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    rater: str = Field(min_length=1, max_length=40, pattern=RATER)
+    query: str = Field(pattern=r"^[0-9a-f]{64}$")
+    grades: dict[str, Annotated[int, Field(ge=0, le=3)]] = Field(min_length=1, max_length=200)
+
+
+class JudgmentAnswer(BaseModel):
+    """Verdicts that are stored now."""
+
+    stored: int
 
 
 class EmbedAnswer(BaseModel):
@@ -243,6 +307,7 @@ class Offers(BaseModel):
     text: bool = Field(description="texts: the bundle has a text encoder")
     image_url: bool = Field(description="addresses of photos: serve.image_url")
     device: bool = Field(description="embeddings made in the browser: /v1/device names the network")
+    feedback: bool = Field(description="POST /v1/feedback: serve.feedback")
 
 
 class DeviceAnswer(BaseModel):

@@ -14,6 +14,7 @@ const wanted = { photo: null, product: null, url: null, words: "", box: null };
 let running = null;  // AbortController of the query under way
 let served = null;   // /v1/release
 let network = null;  // /v1/device
+let shownQuery = null;  // query_id of the answer on the page
 
 const onDevice = () => by("device").checked;
 
@@ -58,6 +59,7 @@ async function search() {
     if (mine.signal.aborted) return;
     if (!sent) return results.idle();
     const answer = await api("/v1/search", { ...sent, signal: mine.signal });
+    shownQuery = answer.query_id;
     results.show(answer, title(), performance.now() - started);
     filters.learn(answer);
     if (wanted.photo && onDevice()) {
@@ -86,10 +88,18 @@ async function searchFile(blob) {
 }
 
 async function searchProduct(id, name, picture) {
+  tellClick(id);
   Object.assign(wanted, { photo: null, url: null, box: null, product: { id, title: name } });
   photoPart.show(picture, name, false);
   await search();
   by("results-title").focus();
+}
+
+// What was opened, so that the shop's ranking can learn; known by the random id of the answer alone.
+function tellClick(id) {
+  if (!shownQuery) return;
+  const body = JSON.stringify({ events: [{ query_id: shownQuery, product_id: id, kind: "click" }] });
+  api("/v1/feedback", { method: "POST", headers: { "content-type": "application/json" }, body }).catch(() => {});
 }
 
 function tellPrivacy() {
@@ -157,6 +167,19 @@ document.addEventListener("drop", (event) => {
 
 // ---- what this server offers ----
 
+// The switch appears when the network is there: the server writes it when it is first asked for, and says "not ready" meanwhile.
+async function offerDevice() {
+  while (!network) {
+    try {
+      network = await api("/v1/device");
+    } catch (problem) {
+      if (problem.code !== "not_ready") return;  // photos are sent, as without the switch
+      await new Promise((resolve) => setTimeout(resolve, 3000));
+    }
+  }
+  by("device-switch").hidden = false;
+}
+
 tellPrivacy();
 try {
   served = await api("/v1/release");
@@ -165,10 +188,7 @@ try {
   by("words").hidden = !served.offers.text;
   by("address").hidden = !served.offers.image_url;
   filters.offer(served.partitions);
-  if (served.offers.device) {
-    network = await api("/v1/device");
-    by("device-switch").hidden = false;
-  }
+  if (served.offers.device) offerDevice();
 } catch (problem) {
   results.fail(problem.message);
 }

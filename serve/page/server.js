@@ -8,7 +8,7 @@ export async function api(url, options = {}) {
   const response = await send(url, options);
   if (response.status === 401 && (await askForKey())) return api(url, options);
   const answer = await response.json().catch(() => ({}));
-  if (!response.ok) throw new Error(answer.detail ?? `The server answered ${response.status}.`);
+  if (!response.ok) throw Object.assign(new Error(answer.detail ?? `The server answered ${response.status}.`), { code: answer.code });
   return answer;
 }
 
@@ -21,6 +21,13 @@ export async function send(url, options = {}) {
     if (problem.name === "AbortError") throw problem;
     throw new Error("The server does not answer. Is it still running?");
   }
+}
+
+// An address for a picture that only this page may fetch: an <img> sends no key.
+export async function photoOf(url) {
+  const response = await send(url);
+  if (!response.ok) throw new Error(`The server answered ${response.status} for the photo.`);
+  return URL.createObjectURL(await response.blob());
 }
 
 let asking = null;  // one question at a time, whoever needs the key

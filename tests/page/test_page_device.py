@@ -4,6 +4,7 @@ import base64
 import io
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
@@ -31,7 +32,7 @@ INPUTS = """async ({ photo, config }) => {
 @pytest.fixture
 def device_page(browser_path: str, api: str) -> Iterator[Page]:  # noqa: F811
     """The page over the tiny release, whose network was exported."""
-    assert httpx.get(f"{api}/v1/device", timeout=300).status_code == 200
+    offered_device(api)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=browser_path, args=FLAGS)
         page = browser.new_page(viewport={"width": 1280, "height": 900})
@@ -39,6 +40,16 @@ def device_page(browser_path: str, api: str) -> Iterator[Page]:  # noqa: F811
         page.goto(api)
         yield page
         browser.close()
+
+
+def offered_device(api: str) -> Any:  # noqa: F811
+    """The answer of /v1/device, once the network is written."""
+    for _ in range(100):
+        answer = httpx.get(f"{api}/v1/device", timeout=30)
+        if answer.status_code == 200:
+            return answer.json()
+        assert (answer.status_code, answer.json()["code"]) == (503, "not_ready") and answer.headers["retry-after"]
+    raise AssertionError("the network for browsers was not written")
 
 
 def taken_again(path: Path, seed: int) -> bytes:
@@ -104,7 +115,7 @@ def test_the_browser_makes_the_same_input(device_page: Page, resize: str) -> Non
 
 
 def test_the_network_belongs_to_the_release(api: str) -> None:  # noqa: F811
-    offered = httpx.get(f"{api}/v1/device", timeout=300).json()
+    offered = offered_device(api)
     assert offered["bundle_digest"] == httpx.get(f"{api}/v1/release").json()["release"]["bundle_digest"]
     network = httpx.get(api + offered["network_url"])
     assert len(network.content) == offered["num_bytes"] and "immutable" in network.headers["cache-control"]
