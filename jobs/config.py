@@ -160,6 +160,9 @@ class TrainingConfig(Section):
     user_where: dict[str, str] = Field({}, description="column: value; only such rows are user photos")
     heldout_where: dict[str, str] = Field({}, description="column: value; such user photos are what figures are measured on")
     heldout_styles_frac: float = Field(0.0, ge=0, lt=1, description="catalog: share of styles (group_id) not trained on at all")
+    heldout_catalog: bool = Field(
+        False, description="the catalog photos of styles left out are learned from: nobody has photographed these products yet"
+    )
     num_products: int = Field(2400, ge=8)
     num_scenes: int = Field(4000, ge=8)
     scene_px: int = Field(400, ge=128, le=2048)
@@ -211,9 +214,16 @@ class TrainEncoderConfig(Section):
         Preprocess(size_px=128, resize="pad"), description="of the bundle; figures are measured with it; resize: pad or squash"
     )
     start: StartFile | None = Field(None, description="weights to start from: of a bundle or of a plain backbone; none = random")
+    start_frac: float = Field(
+        0.0, ge=0, lt=1, description="share of the start's weights in those that are kept (arXiv:2109.01903); needs `start`"
+    )
     frozen_layers: int = Field(0, ge=0, description="first layers of the backbone that keep the weights of `start`")
     frozen_norms: bool = Field(False, description="batch norms keep their statistics, as folded ones must")
     loss: str = Field("supervised_contrastive", description="a name of jobs.training.losses.LOSSES")
+    spare_new_products: bool = Field(
+        False,
+        description="cosface: user photos are not pushed away from products that no user photo shows, else none would find them",
+    )
     category_weight: float = Field(0.2, ge=0, description="of the category head's cross-entropy in the loss")
     attribute_weight: float = Field(1.0, ge=0, description="of the cross-entropy of what a photo shows; 0 = not used")
     adaptation: Literal["none", "adversarial", "moments"] = Field(
@@ -234,6 +244,9 @@ class TrainEncoderConfig(Section):
     batch_products: int = Field(16, ge=2, description="P of P x K sampling")
     batch_images: int = Field(4, ge=2, description="K of P x K sampling")
     shop_frac: float = Field(0.125, ge=0, lt=1, description="share of catalog photos in a batch (sampler photos)")
+    user_ground_frac: float = Field(
+        0.0, ge=0, le=1, description="share of generated queries on user photos of other products instead of made-up ground"
+    )
     learning_rate: float = Field(3e-3, gt=0)
     loss_learning_rate: float = Field(1e-2, gt=0, description="of the loss's own proxies, where it has some")
     average: float = Field(0.99, ge=0, lt=1, description="decay a step of the averaged weights that are kept; 0 = the last ones")

@@ -54,7 +54,7 @@ def run(config: Config) -> TrainEncoderResult:
     start_ray(config.ray)
     if config.training.source == "catalog":
         photos = stage_catalog(config)
-        load = partial(load_catalog, photos)
+        load = partial(load_catalog, photos, config.training.heldout_catalog)
     else:
         learn, held_out = splits(config.training)
         photos = render_split(learn, config.training.folder)

@@ -226,8 +226,11 @@ def write_part(path: Path, rows: pa.Table, tile_px: int) -> None:
     partial.rename(path)
 
 
-def load_catalog(folder: Path) -> TrainingSet:
-    """The staged photos, in memory. Raises JobError where nothing is left to learn from."""
+def load_catalog(folder: Path, heldout_catalog: bool = False) -> TrainingSet:
+    """The staged photos, in memory. `heldout_catalog`: catalog photos of unseen products are learned from, too.
+
+    Raises JobError where nothing is left to learn from.
+    """
     done = json.loads((folder / DONE).read_text())
     products = tuple(
         TrainingProduct(**entry["product"] | {"texts": tuple(entry["product"]["texts"])}) for entry in done["products"]
@@ -239,7 +242,7 @@ def load_catalog(folder: Path) -> TrainingSet:
             parts.append([part[name] for name in ("tiles", "boxes", "products", "domains", "held_out")])
     tiles, boxes, rows, domains, held_out = (np.concatenate(column) for column in zip(*parts, strict=True))
     crops = CropSet(tiles, boxes, rows, domains, products)
-    learned = np.flatnonzero(~held_out & ~unseen_P[rows])
+    learned = np.flatnonzero(~held_out & (~unseen_P[rows] | (heldout_catalog & (domains != USER))))
     measured = np.flatnonzero(held_out | (domains != USER))
     if not len(learned) or not len(measured):
         raise JobError(f"{folder}: {len(learned)} photos to learn from, {len(measured)} to measure on; both are needed")

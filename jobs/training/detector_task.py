@@ -4,6 +4,7 @@ Letters: N scenes, S side of the input.
 """
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,9 @@ class DetectorTask:
 
     def shipped(self) -> nn.Module:
         return self.network
+
+    def kept(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def groups(self, learning_rate: float) -> list[dict[str, Any]]:
         return [{"params": list(self.network.parameters()), "lr": learning_rate}]

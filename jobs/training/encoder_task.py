@@ -4,6 +4,7 @@ Letters: N crops, T side of a tile, S side of the input, D embedding dimensions,
 """
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,7 +19,7 @@ from jobs.config import JobError, TrainEncoderConfig
 from jobs.training.adaptation import build_adaptation
 from jobs.training.augmentation import crop_augmented, framed, padded
 from jobs.training.crops import SHOP, USER, CropSet, TrainingSet
-from jobs.training.losses import AttributeLoss, build_loss
+from jobs.training.losses import NEVER, AttributeLoss, build_loss
 from jobs.training.query_generator import QueryGenerator
 from jobs.training.samplers import PhotoSampler, ProductSampler
 from jobs.training.texts import TextTask
@@ -27,6 +28,7 @@ from serve.vision.encoder import embedding_keys
 from serve.vision.spec import BundleError, EncoderConfig, Preprocess, TextConfig
 
 EVALUATE_BATCH = 64
+PRINCIPAL_CROPS = 1024  # that the projection's first directions are taken from
 FUSION_WEIGHTS = tuple(round(0.1 * step, 1) for step in range(11))  # of the text, tried for queries of photo and text
 
 
@@ -44,6 +46,8 @@ class EncoderTask:
     def __init__(self, config: TrainEncoderConfig, load: Callable[[], TrainingSet], text: TextPart | None = None) -> None:
         """`load` reads the photos, in the worker. Raises JobError where they don't fit the settings."""
         self.config = config
+        if config.start_frac and config.start is None:
+            raise JobError(f"train_encoder.start_frac={config.start_frac:g}: there is no train_encoder.start; name one, or set 0")
         torch.manual_seed(config.seed)
         photos = load()
         self.crops, self.held_out, self.unseen_Q = photos.learn, photos.held_out, photos.unseen_Q
@@ -52,13 +56,19 @@ class EncoderTask:
         self.sampler = build_sampler(config, self.crops)
         rows = {label: row for row, label in enumerate(self.labels)}
         self.categories = torch.tensor([rows.get(product.category or "", -1) for product in products])
+        shown = np.unique(self.crops.products_N[self.crops.domains_N == USER])  # by users; the others are new
+        self.new_P, self.new_C = torch.ones(len(products), dtype=torch.bool), torch.ones(len(self.labels), dtype=torch.bool)
+        self.new_P[shown] = False
+        self.new_C[self.categories[shown][self.categories[shown] >= 0]] = False
+        if config.spare_new_products and config.loss != "cosface":
+            raise JobError(f"train_encoder.spare_new_products=true: loss={config.loss!r} cannot; set loss=cosface")
         net = EmbeddingNet(
             config.arch, config.embedding_dim, len(self.labels), config.tf_same_padding, config.spatial_transformer
         )
         assert net.projection is not None
-        nn.init.orthogonal_(net.projection.weight)  # keeps the angles between the features of `start` as they are
-        if config.start is not None:
-            start_from(net, config.start, config)
+        nn.init.orthogonal_(net.projection.weight)  # random directions keep the angles between features, roughly
+        if config.start is not None and not start_from(net, config.start, config):
+            project_principally(net, self.crops, config)
         for layer in layers_of(net.backbone)[: config.frozen_layers]:
             layer.requires_grad_(False)
         parts: dict[str, nn.Module] = {"net": net, "loss": build_loss(config.loss, len(products), net.dim)}
@@ -70,13 +80,29 @@ class EncoderTask:
             texts = [product.texts for product in products]
             parts["text"] = TextTask(texts, text.spec, text.tokenizer, config.text, net.dim)
         self.network = nn.ModuleDict(parts)
-        self.generator = QueryGenerator(self.crops, config.seed) if config.generated_query_frac else None
+        begun = {key: value for key, value in net.state_dict().items() if key.startswith(("backbone.", "projection."))}
+        self.start = {key: value.clone() for key, value in begun.items()} if config.start_frac else {}
+        self.generator = QueryGenerator(self.crops, config.seed, config.user_ground_frac) if config.generated_query_frac else None
         self.num_steps = config.passes * len(self.sampler)
 
     def shipped(self) -> nn.Module:
         """`net` and, where there is one, the text encoder's `text`."""
         parts = {"net": self.network["net"]}
         return nn.ModuleDict(parts | ({"text": self.text.net} if self.text is not None else {}))
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """Meanwhile `start_frac` of backbone and projection are those of the start (arXiv:2109.01903)."""
+        net, frac = self.network["net"], self.config.start_frac
+        trained = {key: value.detach().clone() for key, value in net.state_dict().items() if key in self.start}
+        mixed = {
+            key: value.lerp(self.start[key].to(value.device), frac) for key, value in trained.items() if value.is_floating_point()
+        }
+        net.load_state_dict(mixed, strict=False)
+        try:
+            yield
+        finally:
+            net.load_state_dict(trained, strict=False)
 
     @property
     def text(self) -> TextTask | None:
@@ -126,10 +152,15 @@ class EncoderTask:
         with torch.autocast(device.type, torch.bfloat16):
             unit_ND, logits_NC = self.network["net"](normalized(images, config.preprocess))
         unit_ND = unit_ND.float()
-        loss: Tensor = self.network["loss"](unit_ND, products_N.to(device))
+        by_users_N = torch.from_numpy(self.crops.domains_N[rows] == USER).to(device)[:, None]  # generated queries are not
+        spared = {"spared_NP": by_users_N & self.new_P.to(device)} if config.spare_new_products else {}
+        loss: Tensor = self.network["loss"](unit_ND, products_N.to(device), **spared)
         categories_N = self.categories[products_N].to(device)
         if logits_NC is not None and config.category_weight and (categories_N >= 0).any():
-            loss = loss + config.category_weight * functional.cross_entropy(logits_NC.float(), categories_N, ignore_index=-1)
+            logits_NC = logits_NC.float()
+            if config.spare_new_products:
+                logits_NC = logits_NC.masked_fill(by_users_N & self.new_C.to(device), NEVER)
+            loss = loss + config.category_weight * functional.cross_entropy(logits_NC, categories_N, ignore_index=-1)
         if "attributes" in self.network:
             loss = loss + config.attribute_weight * self.network["attributes"](unit_ND, products_N)
         if "adaptation" in self.network:
@@ -229,8 +260,11 @@ def build_sampler(config: TrainEncoderConfig, crops: CropSet) -> ProductSampler 
         raise JobError(f"train_encoder.{error}; set smaller train_encoder.batch_products and batch_images") from error
 
 
-def start_from(net: EmbeddingNet, path: Path, config: TrainEncoderConfig) -> None:
-    """Loads a bundle's weights, or a plain backbone's; the rest stays as it is. Raises JobError for another architecture's."""
+def start_from(net: EmbeddingNet, path: Path, config: TrainEncoderConfig) -> bool:
+    """Loads a bundle's weights, or a plain backbone's; the rest stays as it is. Whether there was a projection that fits.
+
+    Raises JobError for another architecture's weights.
+    """
     try:
         plain = EncoderConfig(kind="torchvision", arch=config.arch)
         tensors = {key: tensor.float() for key, tensor in read_tensors(path).items()}
@@ -242,6 +276,32 @@ def start_from(net: EmbeddingNet, path: Path, config: TrainEncoderConfig) -> Non
         load_exactly(net, {key: t for key, t in tensors.items() if key.startswith("backbone.")} | kept | fits, path, config.arch)
     except BundleError as error:
         raise JobError(f"train_encoder.start: {error}; set train_encoder.arch to what it was trained with") from error
+    return "projection.weight" in fits
+
+
+@torch.inference_mode()
+def project_principally(net: EmbeddingNet, crops: CropSet, config: TrainEncoderConfig) -> None:
+    """The projection keeps the principal directions of the features of the photos to learn from, catalog photos first.
+
+    Random directions lose what the backbone knows: grocery photos, MobileNetV2, 1280 features to 256: Recall@1 0.247 with random
+    ones, 0.291 with these, and 0.31 of all features; of products whose photos were not among them 0.186, 0.314 and 0.196.
+    """
+    assert net.projection is not None
+    if net.dim >= net.projection.in_features:
+        return  # nothing is lost
+    rng = np.random.default_rng(config.seed)
+    first = np.argsort((crops.domains_N == USER) + rng.random(len(crops.domains_N)))[:PRINCIPAL_CROPS]
+    features = []
+    net.eval()
+    for rows in np.array_split(first, -(-len(first) // EVALUATE_BATCH)):
+        tiles_N3TT, boxes_N4 = tensors(crops, rows, torch.device("cpu"))
+        images = framed(tiles_N3TT, padded(boxes_N4), config.preprocess.size_px, fit_of(config.preprocess))
+        features.append(functional.normalize(net.backbone(normalized(images, config.preprocess)).float()))
+    directions_KF = torch.linalg.svd(torch.cat(features), full_matrices=False)[2][: net.dim]
+    others_DF = net.projection.weight.detach().clone()  # where there are fewer photos than directions
+    basis_FD = torch.linalg.qr(torch.cat([directions_KF, others_DF]).T)[0][:, : net.dim]
+    net.projection.weight.copy_(basis_FD.T)
+    net.train()
 
 
 def freeze_norms(network: nn.Module) -> None:

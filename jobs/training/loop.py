@@ -12,7 +12,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -47,6 +47,10 @@ class Task(Protocol):
 
     def shipped(self) -> nn.Module:
         """The part of the network that is kept."""
+        ...
+
+    def kept(self) -> AbstractContextManager[None]:
+        """Meanwhile the network has the weights that are measured and kept, made of those that it has."""
         ...
 
     def groups(self, learning_rate: float) -> list[dict[str, Any]]:
@@ -212,7 +216,7 @@ def fit(task: Task, plan: Plan) -> None:
         torch.manual_seed(plan.seed + epoch)
         loss = run_epoch(task, plan, epoch, optimizer, schedule, averaged, device)
         network.eval()
-        with averaged.shown():
+        with averaged.shown(), task.kept():
             figures = task.figures(device)
             shipped = {key: value.float().cpu().clone() for key, value in task.shipped().state_dict().items()}
         history.append({"epoch": float(epoch + 1), "loss": loss, "seconds": time.perf_counter() - start, **figures})

@@ -7,6 +7,7 @@ from pytorch_metric_learning import losses, miners
 from torch import Tensor, nn
 
 ABSENT = -1  # column of an attribute that a product lacks
+NEVER = -1e4  # a logit whose exponential is 0
 ATTRIBUTE_SCALE = 16.0  # unit embeddings are short: logits of cosine size learn slowly
 
 
@@ -22,6 +23,22 @@ class MinedLoss(nn.Module):
         return loss
 
 
+class SparingCosFace(losses.CosFaceLoss):  # type: ignore[misc]
+    """CosFace whose photos may be spared some of the products: they are not pushed away from those."""
+
+    spared_NP: Tensor | None = None
+
+    def forward(self, embeddings_ND: Tensor, products_N: Tensor, spared_NP: Tensor | None = None) -> Tensor:
+        """`spared_NP`: bool, never true for a photo's own product; none = all products count."""
+        self.spared_NP = spared_NP
+        loss: Tensor = super().forward(embeddings_ND, products_N)
+        return loss
+
+    def scale_logits(self, logits_NP: Tensor, *_: object) -> Tensor:
+        scaled_NP: Tensor = super().scale_logits(logits_NP)
+        return scaled_NP if self.spared_NP is None else scaled_NP.masked_fill(self.spared_NP, NEVER)
+
+
 # name -> loss of (number of training products, embedding width). Called as loss(embeddings (N, D) float, products (N,) int).
 LOSSES: dict[str, Callable[[int, int], nn.Module]] = {
     # arXiv:1811.12649: softmax over one learned proxy a product; temperature 0.05 is theirs.
@@ -29,7 +46,7 @@ LOSSES: dict[str, Callable[[int, int], nn.Module]] = {
     # arXiv:1801.07698: 28.6 degrees of margin, scale 64 in the paper; 32 trains steadily from random weights.
     "arcface": lambda num, dim: losses.ArcFaceLoss(num, dim, margin=15.0, scale=32),
     # arXiv:1801.09414: margin 0.35, scale 64 in the paper; 0.2 and 16 measured for few photos a product.
-    "cosface": lambda num, dim: losses.CosFaceLoss(num, dim, margin=0.2, scale=16),
+    "cosface": lambda num, dim: SparingCosFace(num, dim, margin=0.2, scale=16),
     # arXiv:2003.13911: alpha 32, margin 0.1.
     "proxy_anchor": lambda num, dim: losses.ProxyAnchorLoss(num, dim, margin=0.1, alpha=32),
     # arXiv:1904.06627: alpha 2, beta 50, base 0.5 (0.5 to 1 in the paper), miner epsilon 0.1.

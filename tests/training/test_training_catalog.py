@@ -90,6 +90,16 @@ def test_without_user_photos_other_views_of_unseen_styles_are_measured(
     assert len(photos.held_out.products) == 4, "every product is in the catalog that is searched"
 
 
+def test_the_catalog_photos_of_new_products_may_be_learned_from(ray_local: None, shop: dict[str, Any], tmp_path: Path) -> None:
+    config = with_users(shop, tmp_path, heldout_styles_frac=0.34, seed=0)
+    folder = stage_catalog(config)
+    without, with_catalog = load_catalog(folder), load_catalog(folder, heldout_catalog=True)
+    assert len(without.learn.products) < len(with_catalog.learn.products) == 4
+    assert (with_catalog.learn.domains_N == SHOP).sum() == 7
+    assert (with_catalog.learn.domains_N == USER).sum() == (without.learn.domains_N == USER).sum()
+    np.testing.assert_array_equal(with_catalog.unseen_Q, without.unseen_Q)
+
+
 def test_what_is_wrong_is_said(ray_local: None, shop: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(JobError, match=r"nothing is held out .*training\.heldout_where .*heldout_styles_frac"):
         stage_catalog(Config.model_validate(shop))

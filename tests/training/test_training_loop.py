@@ -5,6 +5,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -37,6 +38,9 @@ class LineTask:
 
     def shipped(self) -> nn.Module:
         return self.network
+
+    def kept(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def groups(self, learning_rate: float) -> list[dict[str, Any]]:
         return [{"params": list(self.network.parameters()), "lr": learning_rate}]

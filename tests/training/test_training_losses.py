@@ -26,6 +26,18 @@ def test_every_loss_pulls_a_product_together(name: str) -> None:
     assert sum(values[-5:]) < 0.9 * sum(values[:5])
 
 
+def test_a_photo_is_not_pushed_away_from_products_that_it_is_spared() -> None:
+    torch.manual_seed(0)
+    loss_of = build_loss("cosface", 3, 4)
+    points = torch.nn.functional.normalize(torch.randn(2, 4))
+    spared = torch.tensor([[False, False, True], [False, False, False]])
+    proxies = next(loss_of.parameters())
+    torch.testing.assert_close(loss_of(points, torch.tensor([0, 1])), loss_of(points, torch.tensor([0, 1]), spared[:1] & False))
+    loss_of(points[:1], torch.tensor([0]), spared[:1]).backward()
+    pushed = proxies.grad.abs().sum(0)  # proxies are columns
+    assert pushed[0] > 0 and pushed[1] > 0 and pushed[2] == 0
+
+
 def test_unknown_loss_names_the_allowed_ones() -> None:
     with pytest.raises(ValueError, match="loss='center': allowed are normalized_softmax, arcface"):
         build_loss("center", 6, 16)

@@ -3,7 +3,7 @@
 import numpy as np
 from PIL import Image, ImageDraw
 
-from jobs.training.crops import SHOP, CropSet, TrainingProduct
+from jobs.training.crops import SHOP, USER, CropSet, TrainingProduct
 from jobs.training.query_generator import QueryGenerator, item_mask
 
 
@@ -45,3 +45,15 @@ def test_a_query_shows_the_item_on_busy_ground_and_follows_the_seed() -> None:
         assert (query == 255).all(axis=2).mean() < 0.5, "the white ground is gone"
     np.testing.assert_array_equal(queries[3], generator.query(0, np.random.default_rng(3))[0])
     assert not np.array_equal(queries[0], queries[1])
+
+
+def test_a_query_may_lie_on_a_photo_by_a_user() -> None:
+    green = np.full((64, 64, 3), (20, 200, 20), np.uint8)
+    products = (TrainingProduct("a", "a", None), TrainingProduct("b", "b", None))
+    boxes = np.array([[0, 0, 1, 1]] * 2, np.float32)
+    crops = CropSet(np.stack([on_white((220, 20, 20)), green]), boxes, np.arange(2), np.array([SHOP, USER]), products)
+    for seed in range(6):
+        query = QueryGenerator(crops, 5, user_ground_frac=1.0).query(0, np.random.default_rng(seed))[0]
+        beside = (query[..., 1] > 180) & (query[..., 0] < 40)
+        item = (query[..., 0] > 60) & (query[..., 1] < 60)
+        assert item.any() and (beside.any() or item.mean() > 0.9)

@@ -140,6 +140,40 @@ def test_training_goes_on_from_its_own_weights_and_from_a_plain_backbone(
     assert not torch.equal(features[-1][0].weight, plain.features[-1][0].weight)
 
 
+def test_the_projection_of_a_plain_backbone_keeps_the_angles_between_the_photos_features(
+    tiny_split: Split, tiny_photos: Path, tmp_path: Path
+) -> None:
+    """There are more directions than photos, so nothing of what tells the photos apart is lost."""
+    torch.manual_seed(0)
+    plain = torchvision.models.mobilenet_v3_small(weights=None)
+    save_file(plain.state_dict(), tmp_path / "plain.safetensors")
+    task = encoder_task(tiny_split, tiny_photos, start=tmp_path / "plain.safetensors", embedding_dim=500)
+    assert len(task.crops.tiles_NTT3) < 500 and task.network["net"].training
+    task.network.eval()
+    net = task.network["net"]
+    weight = net.projection.weight.detach()
+    torch.testing.assert_close(weight @ weight.T, torch.eye(500), atol=1e-4, rtol=0)
+    unit_ND = task.embed(task.crops, CPU)[0]
+    net.projection, net.head = None, None
+    full_NF = task.embed(task.crops, CPU)[0]
+    torch.testing.assert_close(unit_ND @ unit_ND.T, full_NF @ full_NF.T, atol=0.02, rtol=0)  # bf16
+
+
+def test_kept_weights_are_between_the_start_and_the_trained_ones(tiny_split: Split, tiny_photos: Path, tmp_path: Path) -> None:
+    save_file(net_of(encoder_task(tiny_split, tiny_photos)), tmp_path / "own.safetensors")
+    task = encoder_task(tiny_split, tiny_photos, start=tmp_path / "own.safetensors", start_frac=0.25)
+    begun = {key: value.clone() for key, value in net_of(task).items()}
+    values_of_steps(task, 2, 1e-2)
+    trained = {key: value.clone() for key, value in net_of(task).items()}
+    key = "projection.weight"
+    with task.kept():
+        torch.testing.assert_close(net_of(task)[key], 0.75 * trained[key] + 0.25 * begun[key])
+        torch.testing.assert_close(net_of(task)["head.weight"], trained["head.weight"])
+    assert all(torch.equal(value, trained[key]) for key, value in net_of(task).items())
+    with pytest.raises(JobError, match=r"start_frac=0\.25: there is no train_encoder\.start"):
+        encoder_task(tiny_split, tiny_photos, start_frac=0.25)
+
+
 def test_an_epoch_is_the_same_whenever_it_is_run(tiny_split: Split, tiny_photos: Path) -> None:
     tasks = [encoder_task(tiny_split, tiny_photos) for _ in range(2)]
     first, second = ([float(loss.detach()) for loss in task.losses(3, CPU)] for task in tasks)
