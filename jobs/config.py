@@ -224,6 +224,9 @@ class TrainEncoderConfig(Section):
         False,
         description="cosface: user photos are not pushed away from products that no user photo shows, else none would find them",
     )
+    new_product_margin: float = Field(
+        0.0, ge=0, le=1, description="spare_new_products: cosine by which a query generated of a new product is to prefer it"
+    )
     category_weight: float = Field(0.2, ge=0, description="of the category head's cross-entropy in the loss")
     attribute_weight: float = Field(1.0, ge=0, description="of the cross-entropy of what a photo shows; 0 = not used")
     adaptation: Literal["none", "adversarial", "moments"] = Field(

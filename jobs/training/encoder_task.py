@@ -19,7 +19,7 @@ from jobs.config import JobError, TrainEncoderConfig
 from jobs.training.adaptation import build_adaptation
 from jobs.training.augmentation import crop_augmented, framed, padded
 from jobs.training.crops import SHOP, USER, CropSet, TrainingSet
-from jobs.training.losses import NEVER, AttributeLoss, build_loss
+from jobs.training.losses import AttributeLoss, build_loss, new_product_offsets
 from jobs.training.query_generator import QueryGenerator
 from jobs.training.samplers import PhotoSampler, ProductSampler
 from jobs.training.texts import TextTask
@@ -152,14 +152,16 @@ class EncoderTask:
         with torch.autocast(device.type, torch.bfloat16):
             unit_ND, logits_NC = self.network["net"](normalized(images, config.preprocess))
         unit_ND = unit_ND.float()
-        by_users_N = torch.from_numpy(self.crops.domains_N[rows] == USER).to(device)[:, None]  # generated queries are not
-        spared = {"spared_NP": by_users_N & self.new_P.to(device)} if config.spare_new_products else {}
-        loss: Tensor = self.network["loss"](unit_ND, products_N.to(device), **spared)
+        by_users_N = torch.from_numpy(self.crops.domains_N[rows] == USER).to(device)  # generated queries are not
+        offsets = ()
+        if config.spare_new_products:
+            offsets = (new_product_offsets(by_users_N, self.new_P.to(device), config.new_product_margin),)
+        loss: Tensor = self.network["loss"](unit_ND, products_N.to(device), *offsets)
         categories_N = self.categories[products_N].to(device)
         if logits_NC is not None and config.category_weight and (categories_N >= 0).any():
             logits_NC = logits_NC.float()
             if config.spare_new_products:
-                logits_NC = logits_NC.masked_fill(by_users_N & self.new_C.to(device), NEVER)
+                logits_NC = logits_NC + new_product_offsets(by_users_N, self.new_C.to(device), 0)
             loss = loss + config.category_weight * functional.cross_entropy(logits_NC, categories_N, ignore_index=-1)
         if "attributes" in self.network:
             loss = loss + config.attribute_weight * self.network["attributes"](unit_ND, products_N)

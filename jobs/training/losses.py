@@ -7,7 +7,7 @@ from pytorch_metric_learning import losses, miners
 from torch import Tensor, nn
 
 ABSENT = -1  # column of an attribute that a product lacks
-NEVER = -1e4  # a logit whose exponential is 0
+NEVER = -1e4  # an offset, after which an exponential is 0
 ATTRIBUTE_SCALE = 16.0  # unit embeddings are short: logits of cosine size learn slowly
 
 
@@ -23,20 +23,28 @@ class MinedLoss(nn.Module):
         return loss
 
 
-class SparingCosFace(losses.CosFaceLoss):  # type: ignore[misc]
-    """CosFace whose photos may be spared some of the products: they are not pushed away from those."""
+class OffsetCosFace(losses.CosFaceLoss):  # type: ignore[misc]
+    """CosFace whose cosines may be moved before the softmax, as a prior does (arXiv:2007.07314)."""
 
-    spared_NP: Tensor | None = None
+    offsets_NP: Tensor | None = None
 
-    def forward(self, embeddings_ND: Tensor, products_N: Tensor, spared_NP: Tensor | None = None) -> Tensor:
-        """`spared_NP`: bool, never true for a photo's own product; none = all products count."""
-        self.spared_NP = spared_NP
+    def forward(self, embeddings_ND: Tensor, products_N: Tensor, offsets_NP: Tensor | None = None) -> Tensor:
+        """`offsets_NP` are added to the photos' cosines with the products' proxies; NEVER = the product does not count."""
+        self.offsets_NP = offsets_NP
         loss: Tensor = super().forward(embeddings_ND, products_N)
         return loss
 
     def scale_logits(self, logits_NP: Tensor, *_: object) -> Tensor:
-        scaled_NP: Tensor = super().scale_logits(logits_NP)
-        return scaled_NP if self.spared_NP is None else scaled_NP.masked_fill(self.spared_NP, NEVER)
+        scaled_NP: Tensor = super().scale_logits(logits_NP if self.offsets_NP is None else logits_NP + self.offsets_NP)
+        return scaled_NP
+
+
+def new_product_offsets(by_users_N: Tensor, new_P: Tensor, margin: float) -> Tensor:
+    """(N, P) offsets for products that no user photo shows: user photos are not pushed away from them, and what is made of
+    catalog photos has to look like them by `margin` more than like the others.
+    """
+    away_NP = torch.where(by_users_N[:, None] & new_P, NEVER, 0.0)
+    return away_NP + margin * (~by_users_N[:, None] & ~new_P)
 
 
 # name -> loss of (number of training products, embedding width). Called as loss(embeddings (N, D) float, products (N,) int).
@@ -46,7 +54,7 @@ LOSSES: dict[str, Callable[[int, int], nn.Module]] = {
     # arXiv:1801.07698: 28.6 degrees of margin, scale 64 in the paper; 32 trains steadily from random weights.
     "arcface": lambda num, dim: losses.ArcFaceLoss(num, dim, margin=15.0, scale=32),
     # arXiv:1801.09414: margin 0.35, scale 64 in the paper; 0.2 and 16 measured for few photos a product.
-    "cosface": lambda num, dim: SparingCosFace(num, dim, margin=0.2, scale=16),
+    "cosface": lambda num, dim: OffsetCosFace(num, dim, margin=0.2, scale=16),
     # arXiv:2003.13911: alpha 32, margin 0.1.
     "proxy_anchor": lambda num, dim: losses.ProxyAnchorLoss(num, dim, margin=0.1, alpha=32),
     # arXiv:1904.06627: alpha 2, beta 50, base 0.5 (0.5 to 1 in the paper), miner epsilon 0.1.

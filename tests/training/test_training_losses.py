@@ -5,7 +5,7 @@ import torch
 
 from jobs.render.products import make_products
 from jobs.training.generated import attributes_of
-from jobs.training.losses import LOSSES, AttributeLoss, build_loss
+from jobs.training.losses import LOSSES, NEVER, AttributeLoss, build_loss, new_product_offsets
 
 
 @pytest.mark.parametrize("name", sorted(LOSSES))
@@ -26,14 +26,18 @@ def test_every_loss_pulls_a_product_together(name: str) -> None:
     assert sum(values[-5:]) < 0.9 * sum(values[:5])
 
 
-def test_a_photo_is_not_pushed_away_from_products_that_it_is_spared() -> None:
+def test_user_photos_are_not_pushed_away_from_new_products_and_those_win_by_a_margin() -> None:
     torch.manual_seed(0)
     loss_of = build_loss("cosface", 3, 4)
     points = torch.nn.functional.normalize(torch.randn(2, 4))
-    spared = torch.tensor([[False, False, True], [False, False, False]])
-    proxies = next(loss_of.parameters())
-    torch.testing.assert_close(loss_of(points, torch.tensor([0, 1])), loss_of(points, torch.tensor([0, 1]), spared[:1] & False))
-    loss_of(points[:1], torch.tensor([0]), spared[:1]).backward()
+    offsets = new_product_offsets(torch.tensor([True, False]), torch.tensor([False, False, True]), 0.1)
+    torch.testing.assert_close(offsets, torch.tensor([[0, 0, NEVER], [0.1, 0.1, 0]]))
+    products = torch.tensor([0, 2])
+    assert loss_of(points, products, torch.zeros(2, 3)) == loss_of(points, products)
+    assert loss_of(points[1:], products[1:], offsets[1:]) > loss_of(points[1:], products[1:])
+    (proxies,) = loss_of.parameters()
+    loss_of(points[:1], products[:1], offsets[:1]).backward()
+    assert proxies.grad is not None
     pushed = proxies.grad.abs().sum(0)  # proxies are columns
     assert pushed[0] > 0 and pushed[1] > 0 and pushed[2] == 0
 
