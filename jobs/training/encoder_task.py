@@ -28,7 +28,7 @@ from serve.vision.encoder import embedding_keys
 from serve.vision.spec import BundleError, EncoderConfig, Preprocess, TextConfig
 
 EVALUATE_BATCH = 64
-PRINCIPAL_CROPS = 1024  # that the projection's first directions are taken from
+OUTSET_CROPS = 1024  # photos that the first projection and proxies are made of
 FUSION_WEIGHTS = tuple(round(0.1 * step, 1) for step in range(11))  # of the text, tried for queries of photo and text
 
 
@@ -67,11 +67,17 @@ class EncoderTask:
         )
         assert net.projection is not None
         nn.init.orthogonal_(net.projection.weight)  # random directions keep the angles between features, roughly
-        if config.start is not None and not start_from(net, config.start, config):
-            project_principally(net, self.crops, config)
+        loss = build_loss(config.loss, len(products), net.dim)
+        if config.start is not None:
+            projected = start_from(net, config.start, config)
+            first, features_KF = features_of(net, self.crops, config)
+            if not projected and net.dim < features_KF.shape[1]:
+                net.projection.weight.data = principal_projection(features_KF, net.projection.weight.data)
+            embeddings_KD = functional.normalize(net.projection(features_KF).detach())
+            imprint(loss, embeddings_KD, torch.from_numpy(self.crops.products_N[first]))
         for layer in layers_of(net.backbone)[: config.frozen_layers]:
             layer.requires_grad_(False)
-        parts: dict[str, nn.Module] = {"net": net, "loss": build_loss(config.loss, len(products), net.dim)}
+        parts: dict[str, nn.Module] = {"net": net, "loss": loss}
         if config.attribute_weight and any(product.attributes for product in products):
             parts["attributes"] = AttributeLoss([product.attributes for product in products], net.dim)
         if (adaptation := build_adaptation(config.adaptation, net.dim)) is not None:
@@ -281,29 +287,43 @@ def start_from(net: EmbeddingNet, path: Path, config: TrainEncoderConfig) -> boo
     return "projection.weight" in fits
 
 
-@torch.inference_mode()
-def project_principally(net: EmbeddingNet, crops: CropSet, config: TrainEncoderConfig) -> None:
-    """The projection keeps the principal directions of the features of the photos to learn from, catalog photos first.
-
-    Random directions lose what the backbone knows: grocery photos, MobileNetV2, 1280 features to 256: Recall@1 0.247 with random
-    ones, 0.291 with these, and 0.31 of all features; of products whose photos were not among them 0.186, 0.314 and 0.196.
-    """
-    assert net.projection is not None
-    if net.dim >= net.projection.in_features:
-        return  # nothing is lost
+@torch.no_grad()
+def features_of(net: EmbeddingNet, crops: CropSet, config: TrainEncoderConfig) -> tuple[np.ndarray, Tensor]:
+    """(K,) rows of the photos that a training is set out from, catalog photos first; and their (K, F) unit features."""
     rng = np.random.default_rng(config.seed)
-    first = np.argsort((crops.domains_N == USER) + rng.random(len(crops.domains_N)))[:PRINCIPAL_CROPS]
+    first = np.argsort((crops.domains_N == USER) + rng.random(len(crops.domains_N)))[:OUTSET_CROPS]
     features = []
     net.eval()
     for rows in np.array_split(first, -(-len(first) // EVALUATE_BATCH)):
         tiles_N3TT, boxes_N4 = tensors(crops, rows, torch.device("cpu"))
         images = framed(tiles_N3TT, padded(boxes_N4), config.preprocess.size_px, fit_of(config.preprocess))
         features.append(functional.normalize(net.backbone(normalized(images, config.preprocess)).float()))
-    directions_KF = torch.linalg.svd(torch.cat(features), full_matrices=False)[2][: net.dim]
-    others_DF = net.projection.weight.detach().clone()  # where there are fewer photos than directions
-    basis_FD = torch.linalg.qr(torch.cat([directions_KF, others_DF]).T)[0][:, : net.dim]
-    net.projection.weight.copy_(basis_FD.T)
     net.train()
+    return first, torch.cat(features)
+
+
+def principal_projection(features_KF: Tensor, random_DF: Tensor) -> Tensor:
+    """(D, F) orthonormal rows: the principal directions of the features, and random ones where those are too few.
+
+    Random directions alone lose what the backbone knows: grocery photos, MobileNetV2, 1280 features to 256: Recall@1 0.247, with
+    principal ones 0.30, and 0.31 of all features.
+    """
+    num = len(random_DF)
+    directions_LF = torch.linalg.svd(features_KF, full_matrices=False)[2][:num]
+    return torch.linalg.qr(torch.cat([directions_LF, random_DF]).T)[0][:, :num].T
+
+
+def imprint(loss: nn.Module, embeddings_KD: Tensor, products_K: Tensor) -> None:
+    """A loss's proxies begin at the mean embedding of their product's photos (arXiv:1712.07136); those without photos stay.
+
+    From random proxies the first steps pull the backbone apart before they teach it anything.
+    """
+    num, dim = int(products_K.max()) + 1, embeddings_KD.shape[1]
+    means_PD = functional.normalize(torch.zeros(num, dim).index_add(0, products_K, embeddings_KD)) * dim**0.5
+    shown = products_K.unique()
+    for name, proxies in loss.named_parameters():
+        by_product = proxies.data if name.endswith("proxies") else proxies.data.T  # proxy_anchor's are rows, the others columns
+        by_product[shown] = means_PD[shown]
 
 
 def freeze_norms(network: nn.Module) -> None:

@@ -145,9 +145,16 @@ def headless(arch: str) -> tuple[nn.Module, int]:
 
 
 class SamePadConv2d(nn.Conv2d):
-    """A stride-2 convolution padded as TensorFlow's SAME pads even inputs: the odd pixel goes right and bottom."""
+    """A stride-2 convolution padded as TensorFlow's SAME pads even inputs: the odd pixel goes right and bottom.
+
+    In training, depthwise 3 x 3 ones are taken at every pixel, and every other one is kept: the same numbers, and the gradient of
+    the strided one is two to five times slower on a CPU (a fifth of a MobileNetV2 step at 160 px).
+    """
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
+        if self.training and self.groups == self.in_channels and self.kernel_size == (3, 3) and self.dilation == (1, 1):
+            dense = functional.conv2d(input, self.weight, self.bias, 1, 1, 1, self.groups)
+            return dense[..., 1::2, 1::2]
         (height, width), before = self.kernel_size, [(side - 2) // 2 for side in self.kernel_size]
         pads = (before[1], width - 2 - before[1], before[0], height - 2 - before[0])
         return functional.conv2d(functional.pad(input, pads), self.weight, self.bias, self.stride, 0, self.dilation, self.groups)

@@ -159,6 +159,24 @@ def test_the_projection_of_a_plain_backbone_keeps_the_angles_between_the_photos_
     torch.testing.assert_close(unit_ND @ unit_ND.T, full_NF @ full_NF.T, atol=0.02, rtol=0)  # bf16
 
 
+@pytest.mark.parametrize(("loss", "rows"), [("cosface", False), ("proxy_anchor", True), ("triplet", None)])
+def test_proxies_begin_at_their_products_photos(
+    tiny_split: Split, tiny_photos: Path, tmp_path: Path, loss: str, rows: bool | None
+) -> None:
+    save_file(net_of(encoder_task(tiny_split, tiny_photos)), tmp_path / "own.safetensors")
+    task = encoder_task(tiny_split, tiny_photos, start=tmp_path / "own.safetensors", loss=loss)
+    parameters = list(task.network["loss"].parameters())
+    if rows is None:
+        assert not parameters
+        return
+    proxies_PD = torch.nn.functional.normalize(parameters[0].detach() if rows else parameters[0].detach().T)
+    task.network.eval()
+    unit_ND = task.embed(task.crops, CPU)[0]
+    for product, proxy_D in enumerate(proxies_PD):
+        mean_D = torch.nn.functional.normalize(unit_ND[torch.from_numpy(task.crops.products_N) == product].mean(0), dim=0)
+        assert float(mean_D @ proxy_D) > 0.98
+
+
 def test_kept_weights_are_between_the_start_and_the_trained_ones(tiny_split: Split, tiny_photos: Path, tmp_path: Path) -> None:
     save_file(net_of(encoder_task(tiny_split, tiny_photos)), tmp_path / "own.safetensors")
     task = encoder_task(tiny_split, tiny_photos, start=tmp_path / "own.safetensors", start_frac=0.25)

@@ -103,6 +103,9 @@ def test_stride_2_convolutions_pad_as_tensorflow() -> None:
     first = same[0]
     padded = torch.nn.functional.pad(image, (0, 1, 0, 1))
     assert torch.equal(first(image), torch.nn.functional.conv2d(padded, first.weight, first.bias, 2))
+    for depthwise, side in zip(same[1:], (8, 9, 12, 7), strict=True):
+        image = torch.rand(2, depthwise.in_channels, side, side)
+        torch.testing.assert_close(depthwise.train()(image), depthwise.eval()(image))
 
 
 @pytest.mark.parametrize(
