@@ -159,7 +159,7 @@ class EncoderTask:
             unit_ND, logits_NC = self.network["net"](normalized(images, config.preprocess))
         unit_ND = unit_ND.float()
         by_users_N = torch.from_numpy(self.crops.domains_N[rows] == USER).to(device)  # generated queries are not
-        offsets = ()
+        offsets: tuple[Tensor, ...] = ()
         if config.spare_new_products:
             offsets = (new_product_offsets(by_users_N, self.new_P.to(device), config.new_product_margin),)
         loss: Tensor = self.network["loss"](unit_ND, products_N.to(device), *offsets)
@@ -310,7 +310,8 @@ def principal_projection(features_KF: Tensor, random_DF: Tensor) -> Tensor:
     """
     num = len(random_DF)
     directions_LF = torch.linalg.svd(features_KF, full_matrices=False)[2][:num]
-    return torch.linalg.qr(torch.cat([directions_LF, random_DF]).T)[0][:, :num].T
+    basis_FD: Tensor = torch.linalg.qr(torch.cat([directions_LF, random_DF]).T)[0][:, :num]
+    return basis_FD.T
 
 
 def imprint(loss: nn.Module, embeddings_KD: Tensor, products_K: Tensor) -> None:
@@ -320,10 +321,10 @@ def imprint(loss: nn.Module, embeddings_KD: Tensor, products_K: Tensor) -> None:
     """
     num, dim = int(products_K.max()) + 1, embeddings_KD.shape[1]
     means_PD = functional.normalize(torch.zeros(num, dim).index_add(0, products_K, embeddings_KD)) * dim**0.5
-    shown = products_K.unique()
+    shown = torch.bincount(products_K, minlength=num) > 0
     for name, proxies in loss.named_parameters():
         by_product = proxies.data if name.endswith("proxies") else proxies.data.T  # proxy_anchor's are rows, the others columns
-        by_product[shown] = means_PD[shown]
+        by_product[:num][shown] = means_PD[shown]
 
 
 def freeze_norms(network: nn.Module) -> None:
