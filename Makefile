@@ -2,7 +2,7 @@
 CONF ?= conf/local.yaml
 PY = .venv/bin/python
 
-.PHONY: help setup demo test serve check drill bench bench-index clean
+.PHONY: help setup demo test serve check drill bench bench-index bench-serve chaos-serve clean
 
 help:
 	@echo "make demo    sets everything up, builds an index of a generated catalog, searches it over HTTP, writes a report"
@@ -11,6 +11,8 @@ help:
 	@echo "make check   ruff, mypy, import rules, tests"
 	@echo "make drill   kills jobs in the middle and compares what comes out"
 	@echo "make bench   the benchmarks; figures are kept as JSON in tests/bench/results"
+	@echo "make bench-serve the endpoint under load: hash and vector answers, products put, releases switched"
+	@echo "make chaos-serve faults of the endpoint under load: killed and hanging processes, bad releases, overload"
 	@echo "make bench-index  this index beside other libraries, on the same vectors   (SIZES=\"100000 1000000\")"
 	@echo "make clean   removes what the demo made (store/)"
 
@@ -40,6 +42,12 @@ drill: setup
 
 bench: setup
 	@for bench in tests/bench/bench_*.py; do $(PY) -m tests.bench.$$(basename $$bench .py) --conf $(CONF) || exit 1; done
+
+bench-serve: setup
+	@$(PY) -m tests.bench.bench_serve
+
+chaos-serve: setup
+	@$(PY) -m tests.load.chaos_serve
 
 SIZES ?= 100000
 bench-index: setup

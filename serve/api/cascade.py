@@ -24,6 +24,7 @@ from serve.api.laps import Laps
 from serve.api.probe import RecallProbe
 from serve.api.problems import Problem
 from serve.api.queries import Query
+from serve.api.remembered import Remembered
 from serve.api.schemas import EmbedAnswer, EmbeddedCrop, Explanation, LookAnswer, SearchAnswer
 from serve.api.searchers import AskShards, Found, Lost, Routes, Searchers
 from serve.api.served import ServedRelease
@@ -84,6 +85,7 @@ class Cascade:
         self.feedback = Feedback(settings.store, self.config, settings.ranking.shuffled_frac) if self.config.feedback else None
         self.reranker = Reranker(settings.ranking, self.models.ranker, keeps_features=self.config.feedback)
         self.searchers = Searchers(groups, self.config.shard_timeout_s, lost)
+        self.remembered = Remembered()
         self.probe: RecallProbe | None = None
         self.threads = ThreadPoolExecutor(4, thread_name_prefix="products")  # disk reads, never on the event loop
 
@@ -101,7 +103,9 @@ class Cascade:
     async def search(self, query: Query) -> SearchAnswer:
         """The answer to one checked query. Raises Problem."""
         laps = Laps()
-        if query.image is not None and not query.boxes and query.text is None:  # a part, or "this, but red", has no hash
+        is_whole = query.image is not None and not query.boxes and query.text is None  # a part, or "this, but red", has no hash
+        if is_whole and self.config.hash_stage:
+            assert query.image is not None
             match = await self.hashes.match(query.image, query.filters)
             laps.lap("hash")
             if match is not None:
@@ -111,7 +115,9 @@ class Cascade:
     async def exact(self, query: Query, match: HashMatch, laps: Laps) -> SearchAnswer:
         """The photo is one of ours: its products, then those nearest to its stored embedding. No network is run."""
         filters, fresh, depth = without(query.filters, match.product_ids), self.changes.fresh, self.depth(query)
-        found = await self.find(match.embedding[None], depth, [None], filters, fresh)
+        found = await self.remembered.find(
+            (match.image_id, depth, filters), fresh, lambda: self.find(match.embedding[None], depth, [None], filters, fresh)
+        )
         laps.lap("search")
         results = await self.ranked(query, hash_answer(match, found.candidates[0], depth), fresh)
         return await self.write(query, "hash", results, (), why_hash(match), found, laps, query.explain and explain_hash(match))

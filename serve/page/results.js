@@ -21,7 +21,7 @@ export function idle() {
   empty.textContent = "Search with a photo or words to see the products that match it.";
   empty.hidden = false;
   status.textContent = "";
-  error.hidden = timings.hidden = true;
+  error.hidden = timings.hidden = by("look").hidden = true;
   tiles.replaceChildren();
 }
 
@@ -29,7 +29,7 @@ export function fail(message) {
   error.textContent = message;
   error.hidden = false;
   status.textContent = "";
-  empty.hidden = timings.hidden = true;
+  empty.hidden = timings.hidden = by("look").hidden = true;
   tiles.replaceChildren();
 }
 
@@ -43,6 +43,14 @@ export function show(answer, title, seen_ms) {
     ` · seen here ${seen_ms.toFixed(0)} ms · release ${answer.release.id} · bundle ${answer.release.bundle}`;
   timings.hidden = false;
   choose(null);
+  showLook(answer.look);
+}
+
+// What goes with the first result.
+function showLook(look) {
+  const items = look?.items ?? [];
+  by("look").hidden = items.length === 0;
+  by("look-tiles").replaceChildren(...items.map((item) => tile({ ...item, match: null, score: null, why: "" })));
 }
 
 function choose(number) {
@@ -109,15 +117,16 @@ function tile(result) {
   const picture = result.image_url ?? (result.image_uri.startsWith("https:") ? result.image_uri : "");
   find("img").src = picture;
   find("img").alt = attributes.title;
+  find(".badge").hidden = find(".score").hidden = !result.match;  // what goes with it was not searched for
   find(".badge").textContent = result.match;
-  find(".badge").classList.add(result.match);
+  if (result.match) find(".badge").classList.add(result.match);
   find("h3").textContent = attributes.title;
   find(".maker").textContent = [attributes.brand, result.category?.split("/").pop(), attributes.color].filter(Boolean).join(" · ");
   find(".price").textContent = price(attributes);
   find(".stock").textContent = stock(attributes);
   find(".stock").classList.toggle("out", !attributes.available);
   find(".why").textContent = why(result);
-  find(".score").textContent = result.score.toFixed(3);
+  find(".score").textContent = result.score?.toFixed(3);
   find(".score").title = "score: cosine of the embeddings";
   find(".more").setAttribute("aria-label", `More like ${attributes.title}`);
   find(".more").addEventListener("click", () => whenMore(result.product_id, attributes.title, picture));

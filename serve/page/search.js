@@ -21,7 +21,7 @@ const onDevice = () => by("device").checked;
 // ---- asking ----
 
 async function request() {
-  const common = { k: RESULTS, explain: true, ...filters.chosen() };
+  const common = { k: RESULTS, explain: true, look: true, ...filters.chosen() };
   if (wanted.words) common.text = wanted.words;
   if (wanted.photo && onDevice()) {
     const embedding = await device.embed(network, wanted.photo.canvas, wanted.box);

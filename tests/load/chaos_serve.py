@@ -1,0 +1,317 @@
+"""Faults of the endpoint, one after the other, under load from a second process: what clients notice of each, and what not.
+
+    python -m tests.load.chaos_serve [--seconds 30] [--only switch bad_release ...]
+
+Every fault is a real one: processes are killed or stopped, files of a release are damaged, more is asked than can be answered.
+One line a fault with its figures; exit status 1 when one of them is not survived as promised.
+"""
+
+import argparse
+import contextlib
+import json
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+
+from serve.settings import Settings
+from tests.load.generator import Load, Running, load
+from tests.load.shops import Shop, make_shop
+from tests.parts import endpoint, run_module
+
+RATE = 4.0  # requests a second, of which 7 in 10 go through the networks: what two busy cores answer with room to spare
+NOTICED_S = 60.0  # within which a new champion is served, or a bad one named
+RECOVERED_S = 60.0  # a killed process is back: Python, torch and OpenVINO are imported again
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a fault did, and what of it should not have been; empty = survived."""
+
+    figures: dict[str, Any]
+    wrong: tuple[str, ...]
+
+
+def verdict(figures: dict[str, Any], **promises: bool) -> Verdict:
+    """`promises`: name → kept."""
+    return Verdict(figures, tuple(name for name, kept in promises.items() if not kept))
+
+
+def figures_of(run: Load) -> dict[str, Any]:
+    """In short."""
+    return {
+        "requests": len(run.replies),
+        "statuses": run.statuses(),
+        "failed": run.failed,
+        "partial": sum(reply.partial for reply in run.good),
+        "p50_ms": round(run.ms(0.5)),
+        "p99_ms": round(run.ms(0.99)),
+    }
+
+
+class Drill:
+    """One endpoint with two replicas of every part, and what can be done to it."""
+
+    def __init__(self, url: str, shop: Shop, seconds: float) -> None:
+        self.url, self.shop, self.seconds = url, shop, seconds
+
+    def processes(self, name: str) -> list[psutil.Process]:
+        """Of the deployment `name`, this endpoint's alone."""
+        found = []
+        for process in psutil.Process().children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                if f"ServeReplica:visual-search:{name}" in " ".join(process.cmdline()):
+                    found.append(process)
+        return found
+
+    def during(self, act: Callable[[], Any], seconds: float | None = None, **how: Any) -> Load:
+        """Load while `act` is done, and for `seconds` in all."""
+        running = Running(self.url, self.shop.mixed, seconds or self.seconds, **{"rate": RATE, **how})
+        time.sleep(1.5)
+        act()
+        return running.result()
+
+    def release(self) -> dict[str, Any]:
+        """What /v1/release says."""
+        answer: dict[str, Any] = httpx.get(f"{self.url}/v1/release", timeout=30).json()
+        return answer
+
+    def until(self, happened: Callable[[], bool], seconds: float) -> float | None:
+        """Seconds until it did; None = it did not."""
+        start = time.monotonic()
+        while time.monotonic() < start + seconds:
+            with contextlib.suppress(httpx.HTTPError):
+                if happened():
+                    return round(time.monotonic() - start, 1)
+            time.sleep(0.2)
+        return None
+
+    def whole(self) -> bool:
+        """An answer from every part."""
+        answer = httpx.post(
+            f"{self.url}/v1/search", content=next(self.shop.novel.iterdir()).read_bytes(), headers=JPEG, timeout=30
+        )
+        return answer.status_code == 200 and not answer.json()["partial"]
+
+    def roll_back(self) -> None:
+        """The other one of the two releases becomes champion."""
+        done = run_module("jobs.publish_release", self.shop.conf, flags=("--rollback",))
+        assert done.returncode == 0, done.stderr
+
+
+JPEG = {"content-type": "image/jpeg"}
+
+
+def switch(drill: Drill) -> Verdict:
+    """F14, F16: a good release, and back again, under load."""
+    took: list[float | None] = []
+
+    def act() -> None:
+        for wanted in drill.shop.releases:
+            drill.roll_back()
+            took.append(drill.until(lambda name=wanted: drill.release()["release"]["id"] == name, NOTICED_S))
+
+    run = drill.during(act, 3 * drill.seconds)
+    answered = {reply.release for reply in run.good}
+    return verdict(
+        figures_of(run) | {"served_after_s": took},
+        no_request_failed=run.failed == 0,
+        both_served_in_time=None not in took,
+        only_whole_releases=answered <= set(drill.shop.releases) and len(answered) == 2,
+    )
+
+
+def bad_release(drill: Drill) -> Verdict:
+    """F13, F15, F27: champions with a flipped byte, a missing shard and another bundle, each under load."""
+    settings = Settings.load(drill.shop.conf)
+    old = drill.release()["release"]["id"]
+    other = next(name for name in drill.shop.releases if name != old)
+    folder = settings.store.root / "releases" / other
+    safe = folder.with_name("safe")
+    shutil.copytree(folder, safe)
+    refused: dict[str, Any] = {}
+
+    def flip() -> None:
+        vectors = next(folder.glob("shards/**/vectors.*"))
+        data = vectors.read_bytes()
+        vectors.unlink()  # never through a file that may be mapped
+        vectors.write_bytes(bytes([data[0] ^ 1]) + data[1:])
+
+    def lose() -> None:
+        shutil.rmtree(next(path.parent for path in folder.glob("shards/**/vectors.*")))
+
+    def mix() -> None:
+        manifest = json.loads((folder / "manifest.json").read_text())
+        manifest["bundle"]["digest"] = "0" * 64
+        (folder / "manifest.json").write_text(json.dumps(manifest))
+
+    def act() -> None:
+        for name, damage in (("flipped byte", flip), ("missing shard", lose), ("other bundle", mix)):
+            damage()
+            drill.roll_back()
+            refused[name] = drill.until(lambda: bool(drill.release()["refused"]), NOTICED_S)
+            drill.roll_back()
+            drill.until(lambda: not drill.release()["refused"], NOTICED_S)
+            shutil.rmtree(folder)
+            shutil.copytree(safe, folder)
+
+    run = drill.during(act, 4 * drill.seconds)
+    shutil.rmtree(safe)
+    return verdict(
+        figures_of(run) | {"refused_after_s": refused},
+        no_request_failed=run.failed == 0,
+        each_refused=None not in refused.values() and len(refused) == 3,
+        old_one_served={reply.release for reply in run.good} == {old},
+    )
+
+
+def searcher_killed(drill: Drill) -> Verdict:
+    """F17: one of two replicas of a shard group, again and again."""
+    killed = []
+
+    def act() -> None:
+        for _ in range(3):
+            victims = drill.processes("ShardSearcher-0")
+            if len(victims) > 1:
+                victims[0].kill()
+                killed.append(victims[0].pid)
+            time.sleep(drill.seconds / 4)
+
+    run = drill.during(act, 1.5 * drill.seconds)
+    return verdict(
+        figures_of(run) | {"killed": len(killed)},
+        something_was_killed=len(killed) > 0,
+        no_request_failed=run.failed == 0,
+        never_partial=not any(reply.partial for reply in run.good),
+    )
+
+
+def shard_dead(drill: Drill) -> Verdict:
+    """F18: all replicas of a shard group at once: answers say that they are partial, then they are whole again."""
+
+    def act() -> None:
+        for process in drill.processes("ShardSearcher-0"):
+            process.kill()
+
+    run = drill.during(act)
+    recovered = drill.until(drill.whole, RECOVERED_S)
+    return verdict(
+        figures_of(run) | {"whole_again_after_s": recovered},
+        no_request_failed=run.failed == 0,
+        partial_is_said=any(reply.partial for reply in run.good),
+        recovered=recovered is not None,
+    )
+
+
+def searcher_hangs(drill: Drill) -> Verdict:
+    """F22: a shard group that is stopped, not dead: the deadline is kept, the answer is marked, nothing piles up."""
+    stopped = drill.processes("ShardSearcher-0")
+
+    def act() -> None:
+        for process in stopped:
+            process.send_signal(signal.SIGSTOP)
+        time.sleep(drill.seconds / 3)
+        for process in stopped:
+            with contextlib.suppress(psutil.Error):
+                process.send_signal(signal.SIGCONT)
+
+    run = drill.during(act)
+    recovered = drill.until(drill.whole, RECOVERED_S)
+    settings = Settings.load(drill.shop.conf).serve
+    slowest = max((reply.seconds for reply in run.replies), default=0.0)
+    return verdict(
+        figures_of(run) | {"slowest_s": round(slowest, 1), "whole_again_after_s": recovered},
+        no_request_failed=run.failed == 0,
+        partial_is_said=any(reply.partial for reply in run.good),
+        deadline_kept=slowest <= settings.request_timeout_s + 1.0,
+        recovered=recovered is not None,
+    )
+
+
+def ingress_killed(drill: Drill) -> Verdict:
+    """F19: one of two ingress replicas: a client that asks once more loses nothing."""
+    killed = []
+
+    def act() -> None:
+        for _ in range(2):
+            victims = drill.processes("Ingress")
+            if len(victims) > 1:
+                victims[0].kill()
+                killed.append(victims[0].pid)
+            time.sleep(drill.seconds / 3)
+
+    run = drill.during(act, retries=2)
+    return verdict(
+        figures_of(run) | {"killed": len(killed)}, something_was_killed=len(killed) > 0, no_request_failed=run.failed == 0
+    )
+
+
+def overload(drill: Drill) -> Verdict:
+    """F21: three times what it can answer: some are told to come back, the others are answered, then all is as before."""
+    capacity = load(drill.url, drill.shop.novel, drill.seconds / 2, clients=8)
+    rate = 3 * capacity.per_s
+    memory = sum(process.memory_info().rss for name in ("Ingress", "QueryEncoder") for process in drill.processes(name))
+    run = load(drill.url, drill.shop.novel, drill.seconds, rate=rate)
+    grown = sum(process.memory_info().rss for name in ("Ingress", "QueryEncoder") for process in drill.processes(name)) - memory
+    time.sleep(10)
+    after = load(drill.url, drill.shop.novel, 5, clients=1)
+    refused = [reply for reply in run.replies if reply.status in (429, 503)]
+    return verdict(
+        figures_of(run)
+        | {"capacity_per_s": round(capacity.per_s, 1), "asked_per_s": round(rate, 1), "answered_per_s": round(run.per_s, 1)}
+        | {"grown_mb": round(grown / 1e6), "p50_after_ms": round(after.ms(0.5))},
+        no_request_failed=run.failed == 0,
+        told_to_come_back=bool(refused) and all(reply.retry_after for reply in refused),
+        memory_bounded=grown < 500e6,
+        normal_after=after.failed == 0 and bool(after.good),
+    )
+
+
+FAULTS: dict[str, Callable[[Drill], Verdict]] = {
+    "switch": switch,
+    "bad_release": bad_release,
+    "searcher_killed": searcher_killed,
+    "shard_dead": shard_dead,
+    "searcher_hangs": searcher_hangs,
+    "ingress_killed": ingress_killed,
+    "overload": overload,
+}
+
+
+@contextlib.contextmanager
+def drilled(seconds: float, folder: Path) -> Iterator[Drill]:
+    """An endpoint for all faults."""
+    serve = {"watch_s": 1.0, "num_searchers": 2, "searcher_replicas": 2, "num_ingress": 2, "request_timeout_s": 10.0}
+    shop = make_shop(folder, 60, serve)
+    with endpoint(shop.conf) as url:
+        yield Drill(url, shop, seconds)
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=30.0, help="of load; a fault takes one to four times as long")
+    parser.add_argument("--only", nargs="*", choices=FAULTS, default=list(FAULTS), help="some of the faults")
+    args = parser.parse_args()
+    wrong = 0
+    with tempfile.TemporaryDirectory() as temp, drilled(args.seconds, Path(temp)) as drill:
+        for name in args.only:
+            drill.until(drill.whole, RECOVERED_S)
+            found = FAULTS[name](drill)
+            wrong += bool(found.wrong)
+            says = "NOT SURVIVED: " + ", ".join(found.wrong) if found.wrong else "survived"
+            sys.stdout.write(f"{name:<16}{says}  {json.dumps(found.figures)}\n")
+            sys.stdout.flush()
+    sys.exit(1 if wrong else 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,92 @@
+"""A store of two releases to serve, and photos to ask for: what the benchmarks and drills of serving stand on."""
+
+import io
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageEnhance
+
+from tests.parts import run_module, write_conf
+
+NUM_PHOTOS = 64  # of each kind, sent again and again
+
+
+@dataclass(frozen=True)
+class Shop:
+    """Settings of a store with two published releases, and folders of photos: known ones, and those of the street."""
+
+    conf: Path
+    releases: tuple[str, str]  # the older one first; the newer one is champion
+    known: Path  # catalog photos, compressed again: the hash stage answers
+    novel: Path  # street scenes: the vector stage answers
+    mixed: Path  # 30 % known, 70 % novel
+
+
+def make_shop(folder: Path, num_products: int, serve: dict[str, Any]) -> Shop:
+    """Renders a catalog, publishes it, changes prices and publishes it again. `serve`: settings of that section."""
+    rendered = folder / "rendered"
+    sections: dict[str, Any] = {
+        "render": {"folder": str(rendered), "num_products": num_products, "num_scenes": NUM_PHOTOS},
+        "feed": {"uri": str(rendered / "feed.jsonl"), "max_reject_frac": 0.5},
+        "serve": serve,
+    }
+    conf = write_conf(folder, sections)
+    run(conf, "jobs.render_catalog")
+    releases = []
+    for _ in range(2):
+        releases.append(run(conf, "jobs.nightly"))
+        change_prices(rendered / "feed.jsonl")
+    known, novel, mixed = (folder / name for name in ("known", "novel", "mixed"))
+    write_photos(sorted((rendered / "images").glob("*-1.jpg")), known, again)
+    write_photos(sorted((rendered / "scenes").glob("*.jpg")), novel, darker)
+    mixed.mkdir()
+    for number, (one, other) in enumerate(zip(sorted(known.iterdir()), sorted(novel.iterdir()), strict=False)):
+        source = one if number % 10 in (0, 3, 6) else other
+        (mixed / f"{number:03d}.jpg").write_bytes(source.read_bytes())
+    return Shop(conf, (releases[0], releases[1]), known, novel, mixed)
+
+
+def run(conf: Path, module: str) -> str:
+    """The release that a job speaks of in its last line; empty where it speaks of none."""
+    done = run_module(module, conf)
+    assert done.returncode == 0, done.stderr[-2000:]
+    last = (done.stdout.strip().splitlines() or ["{}"])[-1]
+    if not last.startswith("{"):
+        return ""
+    stages = json.loads(last).get("stages", [])
+    return next((stage["counts"].get("release_id", "") for stage in reversed(stages) if stage["counts"].get("release_id")), "")
+
+
+def change_prices(feed: Path) -> None:
+    """Every tenth product costs more: another release, the same vectors."""
+    rows = [json.loads(line) for line in feed.read_text().splitlines()]
+    for row in rows[::10]:
+        if isinstance(row.get("price"), (int, float)):
+            row["price"] = round(row["price"] * 1.1 + 0.05, 2)
+    feed.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def write_photos(paths: list[Path], folder: Path, change: Any) -> None:
+    """NUM_PHOTOS of `paths`, each changed."""
+    folder.mkdir()
+    for number, path in enumerate(paths[:NUM_PHOTOS]):
+        buffer = io.BytesIO()
+        try:
+            image = Image.open(path).convert("RGB")
+        except OSError:
+            continue  # the generated catalog has damaged files
+        change(image, number).save(buffer, "JPEG", quality=85)
+        (folder / f"{number:03d}.jpg").write_bytes(buffer.getvalue())
+
+
+def again(image: Image.Image, _: int) -> Image.Image:
+    """As a user sends a shop's photo back."""
+    return image
+
+
+def darker(image: Image.Image, number: int) -> Image.Image:
+    """In another light, so that no photo is one of the catalog."""
+    return ImageEnhance.Brightness(image).enhance(float(np.random.default_rng(number).uniform(0.6, 0.95)))
