@@ -2,8 +2,8 @@
 
 A stored crop of another partition is a photo of something that this one does not have. The threshold of a partition is a
 quantile of the best exact cosines that such crops reach in it, the same quantile everywhere: the one at which a crop whose own
-partition is taken away is still answered with a match in at most the wanted share of cases. Half of the crops choose it, the other half
-measure it. Letters: S partitions, Q crops.
+partition is taken away still gets a match in at most the wanted share of cases. Half of the crops choose it, the others measure
+it. Letters: S partitions, Q crops.
 """
 
 from collections.abc import Sequence

@@ -18,7 +18,7 @@ from serve.api.routes import create_app
 from serve.api.served import ServedRelease
 from serve.api.towers import AskEncoder
 from tests.api.live_app import live
-from tests.api.tiny_release import RELEASE_ID, TinyRelease
+from tests.api.tiny_release import TinyRelease
 
 EXAMPLES = 15  # a call
 
