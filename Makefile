@@ -2,7 +2,7 @@
 CONF ?= conf/local.yaml
 PY = .venv/bin/python
 
-.PHONY: help setup demo test serve check drill bench bench-index bench-serve chaos-serve clean
+.PHONY: help setup demo test serve check drill chaos-nightly bench bench-index bench-serve chaos-serve clean
 
 help:
 	@echo "make demo    sets everything up, builds an index of a generated catalog, searches it over HTTP, writes a report"
@@ -10,6 +10,7 @@ help:
 	@echo "make test    sets everything up and runs the tests"
 	@echo "make check   ruff, mypy, import rules, tests"
 	@echo "make drill   kills jobs in the middle and compares what comes out"
+	@echo "make chaos-nightly  kills the nightly run at 30 points and 20 times by chance, and compares (about half an hour)"
 	@echo "make bench   the benchmarks; figures are kept as JSON in tests/bench/results"
 	@echo "make bench-serve the endpoint under load: hash and vector answers, products put, releases switched"
 	@echo "make chaos-serve faults of the endpoint under load: killed and hanging processes, bad releases, overload"
@@ -39,6 +40,9 @@ check: setup
 
 drill: setup
 	@$(PY) -m pytest -m drill
+
+chaos-nightly: setup
+	@$(PY) -m pytest -m drill tests/test_chaos_nightly.py tests/test_second_night.py
 
 bench: setup
 	@for bench in tests/bench/bench_*.py; do $(PY) -m tests.bench.$$(basename $$bench .py) --conf $(CONF) || exit 1; done

@@ -6,11 +6,11 @@ Engine  Ray, one task a shard; FAISS fills the partition's template
 
     python -m jobs.build_shards --conf conf/local.yaml [--set section.key=value ...]
 
-A shard that was finished and is undamaged is kept, so a run that was killed goes on where it was.
+A shard that was finished and is undamaged is kept, so a run that was killed goes on where it was. Those of earlier releases
+were linked by train_index.
 """
 
 import logging
-import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,8 +23,9 @@ from jobs.building import BuildPlan, PartitionPlan, ShardPlan, find_building, re
 from jobs.config import Config, JobError, run_job
 from jobs.failpoint import failpoint
 from jobs.raydata.session import progress, start_ray
+from jobs.reuse import keep_original
 from jobs.runs import configure_logging, pairs
-from serve.index.manifest import ReleaseError, ShardEntry, file_entry, file_sha256, sync_folder, verify_shard
+from serve.index.manifest import ReleaseError, ShardEntry, file_entry, file_sha256, sync_file, sync_folder, verify_shard
 from serve.index.writer import write_shard
 
 log = logging.getLogger("jobs.build_shards")
@@ -36,6 +37,8 @@ class BuildResult:
 
     release_id: str
     shards: int
+    built: int
+    reused: int  # of an earlier release
     kept: int  # of an earlier run
     rows: int
     bytes: int
@@ -46,12 +49,13 @@ def run(config: Config) -> BuildResult:
     found = find_building(config.store)
     if found is None:
         log.info("nothing to build")
-        return BuildResult("", 0, 0, 0, 0)
+        return BuildResult("", 0, 0, 0, 0, 0, 0)
     folder, plan = found
     (folder / "entries").mkdir(exist_ok=True)
     (folder / "shards").mkdir(exist_ok=True)
     work = [(partition, shard) for partition in plan.partitions for shard in partition.shards]
     missing = [(partition, shard) for partition, shard in work if not finished(folder, shard)]
+    num_reused = sum(shard.reused for _, shard in work)
     if missing:
         start_ray(config.ray)
         check_room(folder, [shard for _, shard in missing])
@@ -69,11 +73,14 @@ def run(config: Config) -> BuildResult:
                 except ray.exceptions.RayTaskError as error:
                     raise JobError(f"{tasks[done].path}: {error.cause}") from error
                 shown.add(tasks[done].num_rows)
+                failpoint("build:after_shard")
     entries = [entry for _, shard in work if (entry := read_entry(folder, shard))]
     result = BuildResult(
         release_id=plan.release_id,
         shards=len(entries),
-        kept=len(work) - len(missing),
+        built=len(missing),
+        reused=num_reused,
+        kept=len(work) - len(missing) - num_reused,
         rows=sum(entry.num_rows for entry in entries),
         bytes=sum(file.bytes for entry in entries for file in entry.files),
     )
@@ -108,6 +115,9 @@ def finished(folder: Path, shard: ShardPlan) -> bool:
     try:
         verify_shard(folder, entry)
     except ReleaseError as error:
+        if shard.reused:  # its rows were not staged: it takes another plan
+            (folder / "plan.json").unlink()
+            raise JobError(f"{error}; it was whole when it was linked: run again, it is built then") from error
         log.warning("shard=%s is built again: %s", shard.name, error)
         return False
     return True
@@ -128,8 +138,7 @@ def build_shard(folder: Path, plan: BuildPlan, partition: PartitionPlan, shard: 
     write_shard(fresh, crops, products, plan.bundle.dim, template, partition.vectors, ordered)
     files = []
     for path in sorted(fresh.iterdir()):
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
+        sync_file(path)
         files.append(file_entry(fresh, path.name))
     failpoint("build:before_rename")
     fresh.rename(target)
@@ -140,7 +149,9 @@ def build_shard(folder: Path, plan: BuildPlan, partition: PartitionPlan, shard: 
         num_rows=pq.read_metadata(crops).num_rows,
         num_products=products.num_rows,
         files=tuple(files),
+        rows_digest=shard.rows_digest,
     )
+    keep_original(config.store, ordered, shard.rows_digest, partition.vectors)
     write_part(folder / "entries" / f"{shard.name}.json", entry)
 
 

@@ -22,6 +22,7 @@ from pathlib import Path
 from jobs.config import JobError
 from serve.index.hash_exit import HashExit
 from serve.index.manifest import (
+    MANIFEST_NAME,
     BundleEntry,
     Counts,
     FileEntry,
@@ -33,6 +34,7 @@ from serve.index.manifest import (
     PartitionEntry,
     PartitionSpec,
     ShardEntry,
+    read_manifest,
     write_durably,
 )
 from serve.index.spec import VectorKind
@@ -52,6 +54,8 @@ class ShardPlan(Part):
     path: InsidePath  # in the release folder
     bucket: int
     num_rows: int
+    rows_digest: str  # of its photos, see jobs.reuse
+    reused: bool  # linked from an earlier release, not to be built
     build_ram_bytes: int  # estimates, see serve.index.plan
     disk_bytes: int
 
@@ -130,6 +134,12 @@ def remove_other_buildings(store: StoreConfig, release_id: str) -> None:
     for folder in store.releases.glob(f"{PREFIX}*"):
         if folder != building_folder(store, release_id):
             shutil.rmtree(folder)
+
+
+def finished_folders(releases: Path) -> list[Path]:
+    """Releases with a manifest, oldest first."""
+    folders = [path.parent for path in releases.glob(f"[!.]*/{MANIFEST_NAME}")]
+    return sorted(folders, key=lambda folder: (read_manifest(folder).created_at, folder.name))
 
 
 def vectors_path(folder: Path, shard: ShardPlan) -> Path:

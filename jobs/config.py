@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, AwareDatetime, Field, model_validator
 
 from serve.settings import ConfigError, Section, Settings, parse, read_yaml
 from serve.vision.spec import Preprocess
 
+WRONG_SETTINGS_EXIT_CODE = 2  # argparse's own, too
 StartFile = Annotated[Path, AfterValidator(Path.absolute)]  # Ray's workers run in a folder of their own
 
 
@@ -73,14 +74,9 @@ class DuplicatesConfig(Section):
 
 
 class EvaluateConfig(Section):
-    """Queries with known answers, and the floors of the gate."""
+    """Queries with known answers."""
 
     num_queries: int = Field(500, ge=1, description="index against exact search: sampled crops")
-    min_recall_at_10: float = Field(0.9, ge=0, le=1, description="index against exact search; below: not published")
-    budgets: dict[str, float] = Field(
-        {"hash_exit": 0.02, "routing": 0.02, "coarse_list": 0.03, "codes": 0.03, "refine": 0.01},
-        description="share of the known answers that a stage of the waterfall may lose; above: not published",
-    )
     hash_photos: int = Field(200, ge=1, description="catalog photos that the hash exit is calibrated on")
     queries: Path | None = Field(None, description="JSONL with path and product_id (or product_ids) of photos")
     queries_where: dict[str, str] = Field({}, description="column: value; only such rows are queries")
@@ -95,6 +91,47 @@ class EvaluateConfig(Section):
     )
     distortion: str = Field("none", description="evaluate_search: what is done to each photo first, such as light=0.25")
     seed: int = 17
+
+
+class Floor(Section):
+    """What a figure must not fall below."""
+
+    least: float = Field(description="by itself")
+    drop_frac: float | None = Field(
+        None, ge=0, description="beside the champion: share of its figure that may be lost; none = any"
+    )
+
+
+class Ceiling(Section):
+    """What a figure must not pass."""
+
+    most: float = Field(description="by itself")
+    rise_frac: float | None = Field(
+        None, ge=0, description="beside the champion: share of its figure that may be added; none = any"
+    )
+    free: float = Field(0.0, description="up to here nothing is compared with the champion")
+
+
+class GateConfig(Section):
+    """What a release must reach to be published, by itself and beside the champion."""
+
+    recall_at_10: Floor = Field(Floor(least=0.9, drop_frac=0.03), description="index against exact search")
+    photo_recall_at_10: Floor = Field(Floor(least=0.0, drop_frac=0.05), description="whole search, on evaluate.queries")
+    category_recall_at_10: Floor = Field(Floor(least=0.0, drop_frac=0.15), description="the same, of each category")
+    category_answers: int = Field(20, ge=1, description="known answers that a category needs to be judged by itself")
+    category_depth: int = Field(1, ge=1, description="levels of the path that name such a category")
+    p99_ms: Ceiling = Field(Ceiling(most=1000.0, rise_frac=1.0, free=20.0), description="99th percentile of a query's search")
+    bytes_per_crop: Ceiling = Field(Ceiling(most=20_000.0, rise_frac=0.25, free=1_000.0), description="size of the index")
+    accepted_rows_frac: Floor = Field(Floor(least=0.0, drop_frac=0.05), description="good rows of the feed")
+    embedded_photos_frac: Floor = Field(Floor(least=0.5, drop_frac=0.05), description="photos that can be searched")
+    products: Floor = Field(Floor(least=1, drop_frac=0.2), description="products that can be searched")
+    same_results_frac: Floor = Field(Floor(least=0.0), description="of the champion's nearest products; 1 = nothing moved")
+    budgets: dict[str, float] = Field(
+        {"hash_exit": 0.02, "routing": 0.02, "coarse_list": 0.03, "codes": 0.03, "refine": 0.01},
+        description="share of the known answers that a stage of the waterfall may lose",
+    )
+    report: Path = Field(Path("store/reports/gate"), description="folder of the page of the newest release that was judged")
+    report_queries: int = Field(12, ge=0, description="photos shown whose answer got worse")
 
 
 class EvaluateBundleConfig(Section):
@@ -130,6 +167,40 @@ class PublishConfig(Section):
     """Registry and retention."""
 
     keep: int = Field(5, ge=2, description="releases kept besides champion and previous")
+    pinned: tuple[str, ...] = Field((), description="ids of releases that are kept whatever their age")
+
+
+class CleanConfig(Section):
+    """clean_store."""
+
+    min_age_hours: float = Field(168.0, ge=0, description="younger files stay: somebody may be about to name them")
+
+
+class ForgetConfig(Section):
+    """forget_product."""
+
+    product_ids: tuple[str, ...] = Field((), description="whose every trace is removed")
+
+
+class NightlyConfig(Section):
+    """The nightly run: its lease, and who is told."""
+
+    heartbeat_s: float = Field(10.0, gt=0, description="how often a run says that it lives")
+    lease_s: float = Field(120.0, gt=0, description="a run of another machine that is silent for so long counts as killed")
+    webhook: str | None = Field(
+        None, pattern=r"^https?://\S+$", description="gets the JSON summary of a run that failed or was refused, by POST"
+    )
+    webhook_timeout_s: float = Field(10.0, gt=0)
+    status_runs: int = Field(10, ge=1, description="runs that --status shows")
+    as_of: AwareDatetime | None = Field(
+        None, description="builds the release of the last good run before this moment again, from the tables as they were then"
+    )
+
+    @model_validator(mode="after")
+    def _beats_within_lease(self) -> Self:
+        if self.heartbeat_s * 3 > self.lease_s:
+            raise ValueError(f"heartbeat_s={self.heartbeat_s:g} must be at most a third of lease_s={self.lease_s:g}")
+        return self
 
 
 class RenderConfig(Section):
@@ -360,9 +431,13 @@ class Config(Settings):
     embed: EmbedConfig = EmbedConfig()
     duplicates: DuplicatesConfig = DuplicatesConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
+    gate: GateConfig = GateConfig()
     evaluate_bundle: EvaluateBundleConfig = EvaluateBundleConfig()
     quantize_bundle: QuantizeBundleConfig = QuantizeBundleConfig()
     publish: PublishConfig = PublishConfig()
+    clean: CleanConfig = CleanConfig()
+    forget: ForgetConfig = ForgetConfig()
+    nightly: NightlyConfig = NightlyConfig()
     render: RenderConfig = RenderConfig()
     training: TrainingConfig = TrainingConfig()
     train_encoder: TrainEncoderConfig = TrainEncoderConfig()
@@ -371,6 +446,10 @@ class Config(Settings):
     train_looks: TrainLooksConfig = TrainLooksConfig()
     train_ranker: TrainRankerConfig = TrainRankerConfig()
     demo: DemoConfig = DemoConfig()
+
+    def told(self) -> dict[str, Any]:
+        """What is recorded of a run: every setting but for a URL that may be a secret, and ids that are to be forgotten."""
+        return self.model_dump(mode="json", exclude={"nightly": {"webhook"}, "forget": True})
 
     @classmethod
     def load(cls, path: Path, overrides: list[str] | None = None) -> Self:
@@ -381,7 +460,7 @@ class Config(Settings):
 class JobError(RuntimeError):
     """A job that cannot finish, in one line: what was given, what is allowed, what to do.
 
-    `exit_code` is the process's: 1 in general, 3 where a gate refused.
+    `exit_code` is the process's: 1 in general, 3 where a gate refused, 4 where another run is on (2: wrong settings).
     """
 
     def __init__(self, message: str, exit_code: int = 1) -> None:
@@ -413,4 +492,4 @@ def run_job(doc: str, run: Callable[..., object], *, flags: dict[str, str] | Non
             sys.stdout.write(json.dumps(asdict(result), indent=2) + "\n")
     except (JobError, ConfigError) as error:
         sys.stderr.write(f"error: {error}\n")
-        sys.exit(error.exit_code if isinstance(error, JobError) else 2)
+        sys.exit(error.exit_code if isinstance(error, JobError) else WRONG_SETTINGS_EXIT_CODE)

@@ -1,7 +1,8 @@
 """Groups near-duplicate photos: every pair of hashes within duplicates.max_distance bits, and what hangs together.
 
 reads   features (whole images of the current bundle)
-writes  duplicates: every image with at least one neighbour; unchanged when the groups are the same as before
+writes  duplicates: every image with at least one neighbour; unchanged when the groups are the same as before; store.root/
+        duplicates_of.json: what it was made from, so that the same features are grouped once
 engine  Spark
 
 Photos flatter than duplicates.min_quality have no telling hash and stay out. How all pairs are found without comparing
@@ -10,17 +11,20 @@ all: jobs/spark/near_duplicates.py.
     python -m jobs.group_duplicates --conf conf/local.yaml
 """
 
+import json
 import logging
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 
 from pyspark.sql import functions as F
 
 from jobs import tables
 from jobs.config import Config, JobError, run_job
+from jobs.failpoint import failpoint
 from jobs.runs import configure_logging
 from jobs.spark import delta, near_duplicates
 from jobs.spark.session import spark_session
+from serve.index.manifest import write_durably
 from serve.vision.bundle import assemble_bundle, bundle_digest
 
 log = logging.getLogger("jobs.group_duplicates")
@@ -39,7 +43,18 @@ class DuplicatesResult:
 def run(config: Config) -> DuplicatesResult:
     """Brings the table `duplicates` to the features of the current bundle. Raises JobError when there are none."""
     digest = bundle_digest(assemble_bundle(config.bundle, config.store.bundles))
-    return group(config, digest)
+    found, path = tables.Tables(config.store.tables), config.store.root / "duplicates_of.json"
+    made_from = {"features": tables.table_version(found, "features"), "bundle": digest, **config.duplicates.model_dump()}
+    kept = json.loads(path.read_text()) if path.is_file() else {}
+    if kept.get("made_from") == made_from and kept["duplicates"] == tables.table_version(found, "duplicates"):
+        log.info("nothing changed: features version %s is grouped", made_from["features"])
+        return DuplicatesResult(**kept["result"])
+    result = group(config, digest)
+    failpoint("group:after_write")
+    unchanged = asdict(replace(result, changed=False))
+    said = {"made_from": made_from, "duplicates": tables.table_version(found, "duplicates"), "result": unchanged}
+    write_durably(path, json.dumps(said).encode())
+    return result
 
 
 def group(config: Config, digest: str) -> DuplicatesResult:

@@ -1,17 +1,25 @@
 """The whole path in order: from a feed to a published release. Only what changed is done; a killed run goes on where it was.
 
 Reads   feed.uri and everything the jobs read
-Writes  every table, a release, the registry; the last line of output is one JSON summary
+Writes  every table, a release, the registry; a row of `runs`; the last line of output is one JSON summary
 Engine  Spark, Ray Data, FAISS, MLflow, as the jobs do
 
     python -m jobs.nightly --conf conf/local.yaml --set feed.uri=PATH
     python -m jobs.nightly --conf conf/local.yaml --set feed.uri=PATH --plan     what would run; runs nothing
+    python -m jobs.nightly --conf conf/local.yaml --set feed.uri=PATH --full     trains and builds everything again
+    python -m jobs.nightly --conf conf/local.yaml --set nightly.as_of=2026-11-20T00:00Z   the release of that day again
+    python -m jobs.nightly --conf conf/local.yaml --status                       who runs now, and the last runs
+
+Exit status: 0 published, or nothing changed; 1 failed; 2 wrong settings; 3 a gate refused; 4 another run is on.
 """
 
 import json
+import os
+import signal
+import socket
 import sys
 from collections.abc import Callable
-from pathlib import Path
+from functools import partial
 
 from jobs import (
     build_shards,
@@ -23,11 +31,15 @@ from jobs import (
     train_index,
     train_looks,
 )
-from jobs.config import Config, run_job
+from jobs.config import WRONG_SETTINGS_EXIT_CODE, Config, JobError, run_job
+from jobs.failpoint import failpoint
+from jobs.gate import GATE_EXIT_CODE
 from jobs.raydata.session import stop_ray
+from jobs.reuse import next_generation
+from jobs.run_lease import Lease
+from jobs.run_records import NIGHTLY, PUBLISHED, UNCHANGED, last_rate, notify, only_run_of_store, record, show_status
 from jobs.runs import Run, configure_logging, counts_of, pairs
 from jobs.spark.session import stop_spark
-from serve.index.manifest import write_durably
 
 STAGES: tuple[tuple[str, Callable[[Config], object]], ...] = (
     ("curate_catalog", curate_catalog.run),
@@ -39,20 +51,57 @@ STAGES: tuple[tuple[str, Callable[[Config], object]], ...] = (
     ("evaluate_index", evaluate_index.run),
     ("publish_release", publish_release.run),
 )
+OF_TODAY = ("curate_catalog", "embed_images", "group_duplicates", "train_looks")  # stages that nightly.as_of leaves out
 
 
-def run(config: Config, plan: bool = False) -> None:
-    """Every stage, or with `plan` only a look at what each would do. A failing stage ends the run with its JobError."""
-    if plan:
-        sys.stdout.write(show_plan(config))
+def run(config: Config, plan: bool = False, status: bool = False, full: bool = False, force: bool = False) -> None:
+    """Every stage, or a look: `plan` at what each would do, `status` at the last runs. Raises the JobError of a failing stage.
+
+    `force`: the gate's refusal is only logged. `full`: no template and no shard of an earlier release is used again; a full run
+    that was killed goes on without it.
+    """
+    if plan or status:
+        sys.stdout.write(show_status(config) if status else show_plan(config))
         return
-    night = Run("nightly")
-    for name, stage_run in STAGES:
-        with night.stage(name) as stage:
-            stage.counts.update(counts_of(stage_run(config)))
-    summary = night.summary()
-    write_durably(summary_path(config), summary.encode())
-    sys.stdout.write(summary + "\n")
+    night = Run(NIGHTLY)
+    try:
+        with only_run_of_store(config, night) as lease:
+            if full:
+                next_generation(config.store)
+            carry_out(config, night, lease, force)
+    except JobError as error:
+        if not night.outcome:  # it did not begin
+            night.end("busy", error.exit_code, str(error))
+        raise
+    finally:
+        sys.stdout.write(night.summary() + "\n")
+
+
+def carry_out(config: Config, night: Run, lease: Lease, force: bool) -> None:
+    """The stages in order; however they end, the run is recorded, and who should hear of a failure is told."""
+    night.end("failed", 1, "stopped")
+    try:
+        stages = dict(STAGES) | {"evaluate_index": partial(evaluate_index.run, force=force)}
+        for name, stage_run in stages.items():
+            if config.nightly.as_of is not None and name in OF_TODAY:
+                continue
+            lease.enter(name)
+            failpoint(f"{name}:before")
+            with night.stage(name) as stage:
+                stage.counts.update(counts_of(stage_run(config)))
+            failpoint(f"{name}:after")
+        night.end(PUBLISHED if night.counts("publish_release")["changed"] else UNCHANGED)
+    except JobError as error:
+        refused = error.exit_code == GATE_EXIT_CODE
+        night.end("refused" if refused else "failed", error.exit_code, str(error))
+        raise
+    except Exception as error:
+        night.end("failed", 1, f"{type(error).__name__}: {error}")
+        raise
+    finally:
+        record(config, night, socket.gethostname(), os.getpid())
+        if night.exit_code:
+            notify(config, night)
 
 
 def show_plan(config: Config) -> str:
@@ -75,24 +124,28 @@ def show_plan(config: Config) -> str:
     return "".join(f"{name:<18}{lines.get(name, rest)}\n" for name, _ in STAGES)
 
 
-def summary_path(config: Config) -> Path:
-    """Where the summary of the newest finished run is kept."""
-    return config.store.root / "last_nightly.json"
-
-
-def last_rate(config: Config) -> float | None:
-    """Images a second that embed_images reached in the newest run; none when it had nothing to do or never ran."""
-    if not summary_path(config).is_file():
-        return None
-    stages = json.loads(summary_path(config).read_text())["stages"]
-    return next((stage["counts"]["images_per_s"] for stage in stages if stage["name"] == "embed_images"), None) or None
+def stop(signum: int, frame: object) -> None:
+    """A scheduler's SIGTERM ends the run as Ctrl-C does: recorded, and without the lease."""
+    raise SystemExit(128 + signum)
 
 
 def main() -> None:
     """Command line."""
     configure_logging()
+    signal.signal(signal.SIGTERM, stop)
+    flags = {
+        "plan": "shows what would run, how many rows, at what cost, and runs nothing",
+        "full": "trains and builds everything again; photos that were embedded stay embedded",
+        "force": "publishes although the gate refuses; what it found is logged",
+        "status": "shows who runs now and the last runs, and runs nothing",
+    }
     try:
-        run_job(__doc__ or "", run, flags={"plan": "shows what would run, how many rows, at what cost, and runs nothing"})
+        run_job(__doc__ or "", run, flags=flags)
+    except SystemExit as end:
+        if end.code == WRONG_SETTINGS_EXIT_CODE:  # no run came of it; schedulers get their line all the same
+            summary = {"run": "nightly", "outcome": "failed", "exit_code": end.code, "message": "wrong settings"}
+            sys.stdout.write(json.dumps(summary) + "\n")
+        raise
     finally:
         stop_ray()
         stop_spark()

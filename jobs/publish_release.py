@@ -16,11 +16,22 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from jobs.building import WORK_FILES, BuildPlan, find_building, manifest_of, read_evaluation, read_wanted
+from jobs.building import (
+    WORK_FILES,
+    BuildPlan,
+    find_building,
+    finished_folders,
+    manifest_of,
+    read_evaluation,
+    read_wanted,
+)
 from jobs.config import Config, JobError, run_job
 from jobs.failpoint import failpoint
+from jobs.gate import GATE_EXIT_CODE
 from jobs.raydata.staging import only_run
 from jobs.release_registry import ROLLED_BACK_TAG, Registry, now
+from jobs.retention import remove_old_releases
+from jobs.reuse import drop_originals
 from jobs.runs import configure_logging, pairs
 from serve.index.manifest import (
     MANIFEST_NAME,
@@ -80,7 +91,8 @@ def publish(config: Config, registry: Registry) -> PublishResult:
         log.warning("release=%s was rolled back and stays so; champion is %s", wanted, champion.release_id)
     elif not changed:
         log.info("nothing changed: release=%s is champion already", champion.release_id)
-    removed = remove_old(config, registry)
+    removed = remove_old_releases(config, registry)
+    drop_originals(config.store, finished_folders(config.store.releases)[-2:])
     previous = registered(config.registry, config.store, PREVIOUS)
     return PublishResult(champion.release_id, champion.version, changed, previous.release_id if previous else None, removed)
 
@@ -89,7 +101,7 @@ def finish_folder(config: Config, folder: Path, plan: BuildPlan) -> None:
     """Verifies every shard, writes the manifest, moves the folder to its final name."""
     evaluation = read_evaluation(folder)
     if not evaluation.passed:
-        raise JobError(f"release {plan.release_id} did not pass its evaluation: {evaluation.metrics}", exit_code=3)
+        raise JobError(f"release {plan.release_id} did not pass its evaluation: {evaluation.metrics}", GATE_EXIT_CODE)
     manifest = manifest_of(folder, plan, evaluation)
     verify_release(folder, manifest)
     write_manifest(folder, manifest)
@@ -105,12 +117,6 @@ def tidy(folder: Path) -> None:
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)
-
-
-def finished_folders(releases: Path) -> list[Path]:
-    """Releases with a manifest, oldest first."""
-    folders = [path.parent for path in releases.glob(f"[!.]*/{MANIFEST_NAME}")]
-    return sorted(folders, key=lambda folder: (read_manifest(folder).created_at, folder.name))
 
 
 def roll_back(config: Config, registry: Registry) -> PublishResult:
@@ -129,21 +135,6 @@ def roll_back(config: Config, registry: Registry) -> PublishResult:
     registry.untag(previous.version, ROLLED_BACK_TAG)
     sys.stdout.write(f"rolled back: champion is {previous.release_id} (was {champion.release_id}, now previous)\n")
     return PublishResult(previous.release_id, previous.version, True, champion.release_id, 0)
-
-
-def remove_old(config: Config, registry: Registry) -> int:
-    """Deletes the folders of releases beyond publish.keep; champion and previous stay whatever their age."""
-    named = {found.folder for alias in (CHAMPION, PREVIOUS) if (found := registered(config.registry, config.store, alias))}
-    folders = [folder for folder in finished_folders(config.store.releases) if folder.resolve() not in named]
-    old = folders[: max(len(folders) - config.publish.keep, 0)]
-    for folder in old:
-        gone = folder.with_name(f".gone-{folder.name}")
-        folder.rename(gone)
-        registry.retire(folder.name)
-        log.info("release=%s removed: older than the %d kept", folder.name, config.publish.keep)
-    for gone in config.store.releases.glob(".gone-*"):
-        shutil.rmtree(gone)
-    return len(old)
 
 
 def main() -> None:

@@ -73,7 +73,7 @@ class Registry:
 
         run = self.client.create_run(experiment_id(self.client, self.config.registry), run_name=manifest.release_id)
         run_id = run.info.run_id
-        params = flat(self.config.model_dump(mode="json")) | {f"tables.{k}": v for k, v in manifest.tables.items()}
+        params = flat(self.config.told()) | {f"tables.{k}": v for k, v in manifest.tables.items()}
         params |= {"bundle.digest": manifest.bundle.digest, "bundle.name": manifest.bundle.name}
         figures = manifest.metrics | {f"num_{name}": num for name, num in manifest.counts.model_dump().items()}
         at_ms = int(time.time() * 1000)

@@ -1,15 +1,22 @@
-"""A run: its log lines, its stages with seconds and counts, its closing summary."""
+"""A run: its log lines, its stages with seconds and counts, how it ended, its closing summary."""
 
 import json
 import logging
+import os
+import secrets
 import sys
 import time
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, is_dataclass
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 log = logging.getLogger("jobs")
+
+TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 
 def configure_logging() -> None:
@@ -27,36 +34,82 @@ class Stage:
 
     name: str
     seconds: float = 0.0
+    cpu_s: float = 0.0  # of this machine
     counts: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
 class Run:
-    """The stages of one run, in order."""
+    """The stages of one run, in order, and how it ended."""
 
     name: str
+    run_id: str = field(default_factory=lambda: new_run_id())
+    started_at: datetime = field(default_factory=lambda: datetime.now(UTC))
     stages: list[Stage] = field(default_factory=list)
+    outcome: str = ""
+    exit_code: int = 0
+    message: str = ""
 
     @contextmanager
     def stage(self, name: str) -> Iterator[Stage]:
         """Times a step; whatever is put into `.counts` (a mapping or a dataclass's fields) is logged with it."""
         stage = Stage(name)
-        log.info("run=%s stage=%s started", self.name, name)
-        start = time.perf_counter()
-        yield stage
-        stage.seconds = round(time.perf_counter() - start, 1)
         self.stages.append(stage)
-        log.info("run=%s stage=%s seconds=%.1f %s", self.name, name, stage.seconds, pairs(stage.counts))
+        log.info("run=%s stage=%s started", self.name, name)
+        start, cpu_before = time.perf_counter(), cpu_seconds()
+        try:
+            yield stage
+        finally:
+            stage.seconds = round(time.perf_counter() - start, 1)
+            stage.cpu_s = round(max(cpu_seconds() - cpu_before, 0.0), 1)
+        log.info("run=%s stage=%s seconds=%.1f cpu_s=%.1f %s", self.name, name, stage.seconds, stage.cpu_s, pairs(stage.counts))
+
+    def end(self, outcome: str, exit_code: int = 0, message: str = "") -> None:
+        """Says how the run ended."""
+        self.outcome, self.exit_code, self.message = outcome, exit_code, message
+
+    def counts(self, stage: str) -> dict[str, Any]:
+        """Counts of a stage; none where it did not come to an end."""
+        return next((found.counts for found in self.stages if found.name == stage), {})
+
+    @property
+    def seconds(self) -> float:
+        return round(sum(stage.seconds for stage in self.stages), 1)
+
+    @property
+    def cpu_s(self) -> float:
+        return round(sum(stage.cpu_s for stage in self.stages), 1)
 
     def summary(self) -> str:
         """One JSON line for schedulers."""
-        return json.dumps(
-            {
-                "run": self.name,
-                "seconds": round(sum(s.seconds for s in self.stages), 1),
-                "stages": [asdict(s) for s in self.stages],
-            }
-        )
+        told = {"run": self.name, "run_id": self.run_id, "outcome": self.outcome, "exit_code": self.exit_code}
+        told |= {"message": self.message, "seconds": self.seconds, "cpu_s": self.cpu_s}
+        return json.dumps(told | {"stages": [asdict(stage) for stage in self.stages]})
+
+
+def new_run_id() -> str:
+    """Sorts by time (UTC), and is never given twice."""
+    return f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"
+
+
+def cpu_seconds() -> float:
+    """CPU seconds so far of this process and of all below it on this machine: Spark's JVM, a Ray started for this run."""
+    below: defaultdict[int, list[int]] = defaultdict(list)
+    ticks: dict[int, int] = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = path.read_text().rpartition(")")[2].split()  # from field 3 of proc(5) on
+        except (FileNotFoundError, ProcessLookupError):
+            continue  # ended meanwhile
+        pid = int(path.parent.name)
+        below[int(fields[1])].append(pid)
+        ticks[pid] = sum(int(number) for number in fields[11:15])  # user and system, its own and its ended children's
+    total, waiting = 0, [os.getpid()]
+    while waiting:
+        pid = waiting.pop()
+        total += ticks.get(pid, 0)
+        waiting += below[pid]
+    return total / TICKS_PER_S
 
 
 def counts_of(result: object) -> dict[str, Any]:

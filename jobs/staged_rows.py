@@ -17,7 +17,10 @@ import pyarrow.dataset
 import pyarrow.parquet as pq
 from deltalake import DeltaTable
 
+from jobs.config import JobError
+from jobs.reuse import rows_digests
 from jobs.tables import Tables, read_table
+from serve.index.manifest import Counts
 from serve.index.records import PRODUCTS, bucket_of
 from serve.index.search import category_prefix
 from serve.index.spec import IndexConfig
@@ -36,21 +39,74 @@ class Cut:
     rows_by_bucket: tuple[int, ...]
 
 
+@dataclass(frozen=True)
+class CatalogRows:
+    """The photos of the planned release, cut into shards. A shard's number is partition * num_buckets + bucket."""
+
+    photos: pa.Table
+    cuts: list[Cut]
+    num_buckets: int
+    digests: list[str]  # of each shard's photos
+    dim: int
+    counts: Counts
+
+    @property
+    def names(self) -> list[str]:
+        """Folder of each shard, by number."""
+        return [f"p{p:03d}-b{bucket:03d}" for p in range(len(self.cuts)) for bucket in range(self.num_buckets)]
+
+    def shards_of(self, partition: int) -> range:
+        """Numbers of the partition's shards, by bucket."""
+        return range(partition * self.num_buckets, (partition + 1) * self.num_buckets)
+
+    def num_rows(self, number: int) -> int:
+        """Crops of a shard."""
+        return int(self.cuts[number // self.num_buckets].rows_by_bucket[number % self.num_buckets])
+
+
+def read_rows(tables: Tables, versions: dict[str, int], bundle_digest: str, config: IndexConfig, generation: int) -> CatalogRows:
+    """Every photo that has features, and the shard it belongs to; no vector is read. Raises JobError when there are none."""
+    photos = catalog_photos(tables, versions, bundle_digest)
+    if not photos.num_rows:
+        raise JobError(
+            f"{tables.root}: no product has an embedded photo (bundle {bundle_digest[:12]}); see table fetches for why"
+        )
+    crops = count_crops(tables, versions, bundle_digest)
+    num_crops = pa.array([crops.get(image_id, 0) for image_id in photos["image_id"].to_pylist()], pa.int64())
+    photos = photos.append_column("num_crops", num_crops)
+    cuts, shards = cut_shards(photos, config)
+    photos = photos.append_column("shard", pa.array(shards))
+    num_buckets = config.num_shards
+    return CatalogRows(
+        photos,
+        cuts,
+        num_buckets,
+        rows_digests(photos, len(cuts) * num_buckets, bundle_digest, generation),
+        embedding_dim(tables, versions, bundle_digest),
+        Counts(
+            products=len(photos["product_id"].unique()),
+            images=len(photos["image_id"].unique()),
+            crops=sum(sum(cut.rows_by_bucket) for cut in cuts),
+        ),
+    )
+
+
 def catalog_photos(tables: Tables, versions: dict[str, int], bundle_digest: str) -> pa.Table:
     """product_id, category, position, image_uri, image_id: one row for each photo of each product that has features.
 
-    Equal bytes under two URIs of one product are one photo, at the first place.
+    Equal bytes under two URIs of one product are one photo, at the first place. Sorted by product, place and URI.
     """
     ours = pc.field("bundle_digest") == bundle_digest
     fetches = dataset(tables, "fetches", versions).to_table(["image_uri", "image_id"], ours & (pc.field("status") == "embedded"))
     images = read_table(tables, "images", ["product_id", "position", "image_uri"], versions["images"])
     products = read_table(tables, "products", ["product_id", "category"], versions["products"])
     photos = images.join(fetches, "image_uri", join_type="inner").join(products, "product_id", join_type="inner")
-    photos = photos.sort_by([("product_id", "ascending"), ("position", "ascending"), ("image_uri", "ascending")])
-    first = photos.group_by(["product_id", "image_id"], use_threads=False).aggregate(
+    in_order = [("product_id", "ascending"), ("position", "ascending"), ("image_uri", "ascending")]
+    first = photos.sort_by(in_order).group_by(["product_id", "image_id"], use_threads=False).aggregate(
         [("category", "first"), ("position", "first"), ("image_uri", "first")]
-    )
-    return first.rename_columns([name.removesuffix("_first") for name in first.column_names])
+    )  # fmt: skip
+    names = [name.removesuffix("_first") for name in first.column_names]
+    return first.rename_columns(names).sort_by(in_order)  # groups come in an order of their own
 
 
 def count_crops(tables: Tables, versions: dict[str, int], bundle_digest: str) -> dict[str, int]:
@@ -63,10 +119,10 @@ def count_crops(tables: Tables, versions: dict[str, int], bundle_digest: str) ->
     return counts
 
 
-def cut_shards(photos: pa.Table, crops: dict[str, int], config: IndexConfig) -> tuple[list[Cut], np.ndarray]:
-    """The partitions, and for every photo the number of its shard: partition * num_shards + bucket (int32)."""
+def cut_shards(photos: pa.Table, config: IndexConfig) -> tuple[list[Cut], np.ndarray]:
+    """The partitions, and for every photo (it has num_crops) the number of its shard: partition * num_shards + bucket (int32)."""
     prefixes = [category_prefix(category, config.partition_depth) for category in photos["category"].to_pylist()]
-    num_crops = np.array([crops.get(image_id, 0) for image_id in photos["image_id"].to_pylist()], np.int64)
+    num_crops = photos["num_crops"].to_numpy()
     rows: defaultdict[str, int] = defaultdict(int)
     for prefix, num in zip(prefixes, num_crops, strict=True):
         rows[prefix] += int(num)
@@ -84,8 +140,14 @@ def cut_shards(photos: pa.Table, crops: dict[str, int], config: IndexConfig) -> 
     return cuts, shards
 
 
-def stage_crops(tables: Tables, versions: dict[str, int], bundle_digest: str, photos: pa.Table, paths: list[Path]) -> int:
-    """Writes CROP_COLUMNS of every photo to the file of its shard (column `shard` = place in `paths`); returns the crops."""
+def embedding_dim(tables: Tables, versions: dict[str, int], bundle_digest: str) -> int:
+    """Width of the bundle's vectors, from the first one; the shard writer checks them all."""
+    ours = pc.field("bundle_digest") == bundle_digest
+    return len(dataset(tables, "features", versions).head(1, columns=["embedding"], filter=ours)["embedding"][0].as_py()) // 2
+
+
+def stage_crops(tables: Tables, versions: dict[str, int], bundle_digest: str, photos: pa.Table, paths: dict[int, Path]) -> int:
+    """Writes CROP_COLUMNS of every photo to the file of its shard, by the shard's number; returns the crops."""
     ours = pc.field("bundle_digest") == bundle_digest
     features, columns = dataset(tables, "features", versions), list(FEATURE_COLUMNS)
     scan = acero.Declaration.from_sequence(
@@ -95,14 +157,15 @@ def stage_crops(tables: Tables, versions: dict[str, int], bundle_digest: str, ph
             acero.Declaration("project", acero.ProjectNodeOptions([pc.field(name) for name in columns], columns)),
         ]
     )
-    owners = acero.Declaration("table_source", acero.TableSourceNodeOptions(photos.drop_columns(["category"])))
+    owned = photos.select(["product_id", "position", "image_uri", "image_id", "shard"])
+    owners = acero.Declaration("table_source", acero.TableSourceNodeOptions(owned))
     keys = {"left_keys": ["image_id"], "right_keys": ["image_id"]}
     outputs = {"left_output": columns, "right_output": ["product_id", "position", "image_uri", "shard"]}
     joined = acero.Declaration("hashjoin", acero.HashJoinNodeOptions("inner", **keys, **outputs), inputs=[scan, owners])
     num_crops = 0
     with ExitStack() as files, joined.to_reader() as reader:
         schema = pa.schema([reader.schema.field(name) for name in CROP_COLUMNS])
-        writers = [files.enter_context(pq.ParquetWriter(path, schema)) for path in paths]
+        writers = {number: files.enter_context(pq.ParquetWriter(path, schema)) for number, path in paths.items()}
         for batch in reader:
             num_crops += batch.num_rows
             for number, part in by_shard(batch):

@@ -1,8 +1,8 @@
 """The Delta tables: one name, one schema, one writer engine each.
 
 Spark writes listings, rejects, products, images and duplicates; delta-rs (`deltalake`) writes features and
-fetches from the Ray job, each in one idempotent commit. No deletion vectors, no column mapping: Ray reads them.
-Tables hold URIs and hashes, never pixels.
+fetches from the Ray job, each in one idempotent commit, and runs from nightly. No deletion vectors, no column mapping: Ray
+reads them. Tables hold URIs and hashes, never pixels.
 """
 
 from dataclasses import dataclass
@@ -67,7 +67,42 @@ FEATURES = pa.schema(
     ]
 )
 
-# Rows of a product, in Arrow, as the Python side reads them.
+# One row a nightly run, written when it ends; that of a killed run by the one that takes its lease over (jobs.run_records).
+RUNS = pa.schema(
+    [
+        pa.field("run_id", pa.string(), nullable=False),
+        pa.field("outcome", pa.string(), nullable=False),  # published, unchanged, refused, failed or killed
+        pa.field("exit_code", pa.int32(), nullable=False),
+        pa.field("message", pa.string(), nullable=False),  # what was wrong
+        pa.field("started_at", pa.timestamp("us", "UTC"), nullable=False),
+        pa.field("seconds", pa.float64(), nullable=False),
+        pa.field("cpu_s", pa.float64(), nullable=False),  # of the machine that the run was started on
+        pa.field("host", pa.string(), nullable=False),
+        pa.field("pid", pa.int64(), nullable=False),
+        pa.field("code_version", pa.string(), nullable=False),
+        pa.field("feed", pa.string(), nullable=False),  # feed.uri; its rows are `listings` at the version below
+        pa.field("release_id", pa.string(), nullable=False),  # that was published, or refused; empty where it was not planned
+        pa.field(
+            "versions", pa.map_(pa.string(), pa.int64()), nullable=False
+        ),  # of every table when the run ended; inserts: that is folded in
+        pa.field("settings", pa.string(), nullable=False),  # SHA-256 of all of them; MLflow has their text
+        pa.field(
+            "stages",
+            pa.list_(
+                pa.struct(
+                    [
+                        pa.field("name", pa.string()),
+                        pa.field("seconds", pa.float64()),
+                        pa.field("cpu_s", pa.float64()),
+                        pa.field("counts", pa.string()),  # JSON: rows in and out, as the job counts them
+                    ]
+                )
+            ),
+            nullable=False,
+        ),
+    ]
+)
+
 TABLE_NAMES = (
     "listings",
     "rejects",
@@ -79,6 +114,7 @@ TABLE_NAMES = (
     "feedback",
     "judgments",
     "inserts",
+    "runs",
 )
 
 

@@ -43,8 +43,7 @@ def find_or_train(
     faiss.omp_set_num_threads(config.threads)
     sample_ND = sample_vectors(files, plan.train_rows, dim, config.seed)
     check_vectors(sample_ND, dim, "training sample")
-    recipe = f"{faiss.__version__} {plan.factory} {config.seed} {dim} {bundle_digest} {group}"
-    record = templates / f"{hashlib.sha256(recipe.encode()).hexdigest()[:32]}.json"
+    record = record_of(templates, plan, dim, group, bundle_digest, config)
     kept = kept_template(templates, record)
     if kept is not None:
         drift = fit_of((templates / f"{kept.digest}.faiss").read_bytes(), sample_ND) / max(kept.fit, 1e-9) - 1
@@ -57,6 +56,12 @@ def find_or_train(
     trained = TrainedTemplate(digest=digest, fit=fit_of(template, sample_ND))
     write_durably(record, trained.model_dump_json().encode())
     return digest
+
+
+def record_of(templates: Path, plan: IndexPlan, dim: int, group: str, bundle_digest: str, config: IndexConfig) -> Path:
+    """The file that names the group's newest template."""
+    recipe = f"{faiss.__version__} {plan.factory} {config.seed} {dim} {bundle_digest} {group}"
+    return templates / f"{hashlib.sha256(recipe.encode()).hexdigest()[:32]}.json"
 
 
 def kept_template(templates: Path, record: Path) -> TrainedTemplate | None:

@@ -36,6 +36,7 @@ def write_conf(folder: Path, sections: dict[str, Any]) -> Path:
         "store": {"root": str(folder / "store"), "tables": str(folder / "store" / "tables")},
         "registry": {"uri": f"sqlite:///{folder}/store/mlflow.db", "artifacts": str(folder / "store" / "mlruns")},
         "bundle": {"path": str(ROOT / "serve" / "bundles" / "generated-v1")},
+        "gate": {"report": str(folder / "gate")},
         "spark": {"master": "local[2]", "shuffle_partitions": 2},
     }
     path = folder / "conf.yaml"

@@ -13,6 +13,8 @@ from serve.registry import champion
 from tests.api.tiny_release import encoded, picture
 from tests.parts import BuiltStore, endpoint, run_module, write_conf
 
+CATALOG = sorted(set(TABLE_NAMES) - {"runs"})  # a run that changes nothing is a record all the same
+
 
 def fetched(built_store: BuiltStore) -> list[dict[str, Any]]:
     """The photos that have features."""
@@ -35,10 +37,10 @@ def test_every_row_is_accounted_for(built_store: BuiltStore) -> None:
 
 def test_same_feed_again_changes_nothing(built_store: BuiltStore) -> None:
     tables = Tables(built_store.config.store.tables)
-    versions = {name: table_version(tables, name) for name in TABLE_NAMES}
+    versions = {name: table_version(tables, name) for name in CATALOG}
     released = champion(built_store.config.registry, built_store.config.store)
     nightly.run(built_store.config)
-    assert {name: table_version(tables, name) for name in TABLE_NAMES} == versions
+    assert {name: table_version(tables, name) for name in CATALOG} == versions
     assert champion(built_store.config.registry, built_store.config.store) == released
 
 

@@ -8,18 +8,16 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from PIL import Image, ImageDraw
+from PIL import Image
 
 from jobs.evaluation.bundle_quality import BundleQuality
 from jobs.evaluation.bundle_recall import Asked
 from jobs.evaluation.calibration import ReliabilityBin
 from jobs.evaluation.curves import draw_curves
 from jobs.evaluation.judgments import Interval
-from jobs.evaluation.pictures import data_uri, figure_uri, read_thumbnail, shown_at, tile_sheet
+from jobs.evaluation.pictures import data_uri, figure_uri, framed_photo, read_thumbnail, shown_at, tile_sheet
 from jobs.evaluation.report import QUERY_PX, THUMBNAIL_PX, environment
 from jobs.evaluation.shelf import Shelf
-from serve.vision.image import decode_image
-from serve.vision.spec import DecodeLimits
 
 SHOWN = 5  # products of a failure
 TABLE = {
@@ -102,7 +100,7 @@ def failure_sheet(failures: Sequence[Asked], shelf: Shelf, tile_px: int = 150) -
     tiles: list[tuple[Image.Image, str]] = []
     for asked in failures:
         truth = asked.query.product_ids[asked.number]
-        photo = framed_photo(asked)
+        photo = framed_photo(asked.query, asked.number)
         photo.thumbnail((tile_px, tile_px))
         found = [(shelf.products[row], f"{score:.3f}") for row, score in asked.nearest[:SHOWN]]
         wanted = next(product for product in shelf.products if product.product_id == truth)
@@ -111,18 +109,9 @@ def failure_sheet(failures: Sequence[Asked], shelf: Shelf, tile_px: int = 150) -
     return tile_sheet([picture for picture, _ in tiles], [caption for _, caption in tiles], SHOWN + 2, tile_px)
 
 
-def framed_photo(asked: Asked) -> Image.Image:
-    """The photo, its product's box in green where it is known."""
-    picture = Image.fromarray(decode_image(asked.query.path.read_bytes(), DecodeLimits()))
-    if asked.query.boxes_N4:
-        pen = ImageDraw.Draw(picture)
-        pen.rectangle(asked.query.boxes_N4[asked.number], outline="#22c55e", width=max(2, picture.width // 150))
-    return picture
-
-
 def query_picture(asked: Asked) -> str:
     """The framed photo as a data URI."""
-    picture = framed_photo(asked)
+    picture = framed_photo(asked.query, asked.number)
     picture.thumbnail((QUERY_PX, QUERY_PX))
     return data_uri(picture)
 

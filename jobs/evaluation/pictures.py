@@ -9,6 +9,7 @@ import fsspec
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw
 
+from jobs.evaluation.queries import Query
 from serve.vision.image import ImageError, decode_image
 from serve.vision.spec import DecodeLimits
 
@@ -22,6 +23,15 @@ def read_thumbnail(uri: str, longest_px: int) -> Image.Image | None:
     except (OSError, ImageError):
         return None
     picture.thumbnail((longest_px, longest_px))
+    return picture
+
+
+def framed_photo(query: Query, number: int) -> Image.Image:
+    """The query photo, the box of its product `number` in green where it is known."""
+    picture = Image.fromarray(decode_image(query.path.read_bytes(), DecodeLimits()))
+    if query.boxes_N4:
+        pen = ImageDraw.Draw(picture)
+        pen.rectangle(query.boxes_N4[number], outline="#22c55e", width=max(2, picture.width // 150))
     return picture
 
 

@@ -58,6 +58,7 @@ class ShardEntry(Part):
     num_rows: int = Field(ge=0, description="crops")
     num_products: int = Field(ge=0)
     files: tuple[FileEntry, ...]
+    rows_digest: str | None = Field(None, description="of the photos that it was made from; none = unknown")
 
 
 class PartitionSpec(Part):
@@ -178,6 +179,12 @@ def write_durably(path: Path, data: bytes) -> None:
         os.fsync(file.fileno())
     temporary.replace(path)
     sync_folder(path.parent)
+
+
+def sync_file(path: Path) -> None:
+    """Make what was written to the file durable."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
 
 
 def sync_folder(folder: Path) -> None:

@@ -24,6 +24,7 @@ from serve.vision.hash import COLOUR_BYTES, HASH_BYTES
 
 CROP_COLUMNS = ("product_id", "position", "image_uri", "image_id", "crop", "x0", "y0", "x1", "y1", "embedding", "hash", "colour")
 SCRATCH_FILE = ".scratch.f16"
+PRODUCTS_FILE = "products.arrow"
 KEYS = ("product_id", "position", "image_id", "crop")
 
 
@@ -44,7 +45,7 @@ def write_shard(
     (N, D) fp16 in the order of the rows. Raises ReleaseError for doubled rows, photos without crop 0, or vectors that are not
     of unit length.
     """
-    products = products.select(PRODUCTS.names).cast(PRODUCTS).sort_by("product_id")
+    products = write_products(folder, products)
     dataset = pyarrow.dataset.dataset(crops)
     keys = dataset.to_table([name for name in CROP_COLUMNS if name != "embedding"])
     order = pc.sort_indices(keys, [(key, "ascending") for key in KEYS]).to_numpy()
@@ -61,7 +62,6 @@ def write_shard(
     if (crop_N[whole] != 0).any():
         raise ReleaseError(f"{folder.name}: photos without crop 0, such as image {image_ids[whole][crop_N[whole] != 0][0]}")
     photos = keys.take(whole)
-    write_table(folder / "products.arrow", products)
     write_table(folder / "images.arrow", images_table(photos, product_N[whole], whole))
     numbers = {"image": np.cumsum(new_image) - 1, "product": product_N}
     boxes = {name: keys[name] for name in ("crop", "x0", "y0", "x1", "y1")}
@@ -75,6 +75,13 @@ def write_shard(
     if ordered is None:
         path.unlink()
     sync_folder(folder)
+
+
+def write_products(folder: Path, products: pa.Table) -> pa.Table:
+    """products.arrow of a shard: its products' attributes; returns them as they were written."""
+    products = products.select(PRODUCTS.names).cast(PRODUCTS).sort_by("product_id")
+    write_table(folder / PRODUCTS_FILE, products)
+    return products
 
 
 def order_vectors(path: Path, dataset: pyarrow.dataset.Dataset, order: np.ndarray, dim: int, what: str) -> np.ndarray:

@@ -1,0 +1,126 @@
+"""A release beside the champion, on the same questions: known answers of photos, and products asked for their like.
+
+Letters: Q queries, D width.
+"""
+
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from jobs.evaluation.queries import Query
+from jobs.evaluation.waterfall import Pair
+from serve.index.release import Release
+
+K = 10
+ROUNDS = 3  # each query's fastest of so many: what a neighbour on the machine takes is not the index's
+
+
+@dataclass(frozen=True)
+class KnownAnswer:
+    """A product that a photo asks for, and what the release and the champion answered; none = it does not hold the product."""
+
+    query: Query
+    number: int
+    category: str | None
+    ours: tuple[str, ...]
+    champion: tuple[str, ...] | None
+
+    @property
+    def product_id(self) -> str:
+        return self.query.product_ids[self.number]
+
+    @property
+    def found(self) -> bool:
+        return self.product_id in self.ours[:K]
+
+    def ranks(self) -> tuple[int, int]:
+        """Place of the product in our answer and in the champion's, 0 = first, K = not among them."""
+        ours, theirs = (answer[:K] for answer in (self.ours, self.champion or ()))
+        ours_at, champion_at = (answer.index(self.product_id) if self.product_id in answer else K for answer in (ours, theirs))
+        return ours_at, champion_at
+
+
+def known_answers(
+    queries: Sequence[Query], pairs: Sequence[Pair], release: Release, champion: Release | None, champion_pairs: Sequence[Pair]
+) -> list[KnownAnswer]:
+    """Every product asked for that the release holds; `pairs` of both are in the order of `measure_photos`."""
+    asked = [(query, number) for query in queries for number in range(len(query.product_ids))]
+    found = []
+    for place, ((query, number), pair) in enumerate(zip(asked, pairs, strict=True)):
+        product = release.product(pair.product_id)
+        if product is not None:
+            both = champion is not None and champion.product(pair.product_id) is not None
+            theirs = champion_pairs[place].ranked if both else None
+            found.append(KnownAnswer(query, number, product["category"], pair.ranked, theirs))
+    return found
+
+
+def recalls(answers: Sequence[KnownAnswer]) -> tuple[float, float | None, float | None]:
+    """Share found; and of those that the champion holds too, ours and the champion's."""
+    both = [answer for answer in answers if answer.champion is not None]
+    value = float(np.mean([answer.found for answer in answers]))
+    if not both:
+        return value, None, None
+    return value, float(np.mean([a.found for a in both])), float(np.mean([a.product_id in (a.champion or ())[:K] for a in both]))
+
+
+def by_category(answers: Sequence[KnownAnswer], depth: int, least: int) -> dict[str, list[KnownAnswer]]:
+    """Answers by the first `depth` levels of the product's category, of which there are at least `least`."""
+    found: defaultdict[str, list[KnownAnswer]] = defaultdict(list)
+    for answer in answers:
+        if answer.category:
+            found["/".join(answer.category.split("/")[:depth])].append(answer)
+    return {name: own for name, own in sorted(found.items()) if len(own) >= least}
+
+
+def got_worse(answers: Sequence[KnownAnswer]) -> list[KnownAnswer]:
+    """Those that the champion ranks higher, the largest fall first."""
+    worse = [(ours - theirs, answer) for answer in answers if answer.champion is not None for ours, theirs in [answer.ranks()]]
+    return [answer for fall, answer in sorted(worse, key=lambda item: (-item[0], item[1].product_id)) if fall > 0]
+
+
+@dataclass(frozen=True)
+class Replay:
+    """What asking for the like of the same products gave."""
+
+    p99_ms: float
+    champion_p99_ms: float | None
+    same_results_frac: float | None  # of the champion's K nearest, among those that the release has as well
+
+
+def replay(release: Release, champion: Release | None, num: int, seed: int) -> Replay:
+    """Asks both for the nearest products of a seeded sample of `num` products, one at a time, in turn."""
+    ids = [p for opened in release.group.shards for p in opened.shard.records.product_ids.to_pylist()]
+    if champion is not None:
+        ids = [product_id for product_id in ids if champion.product(product_id) is not None] or ids
+    chosen = np.sort(np.random.default_rng(seed).choice(len(ids), min(num, len(ids)), replace=False))
+    asked = [ids[i] for i in chosen]
+    ours, our_ms = ask(release, asked)
+    if champion is None or champion.product(asked[0]) is None:
+        return Replay(p99(our_ms), None, None)
+    theirs, champion_ms = ask(champion, asked)
+    kept = [[p for p in answer if release.product(p) is not None] for answer in theirs]
+    same = [len(set(new) & set(old)) / len(old) for new, old in zip(ours, kept, strict=True) if old]
+    return Replay(p99(our_ms), p99(champion_ms), round(float(np.mean(same)), 4) if same else None)
+
+
+def ask(release: Release, product_ids: Sequence[str]) -> tuple[list[list[str]], np.ndarray]:
+    """The K products nearest to each, and the milliseconds (Q,) of its fastest search."""
+    answers, fastest_Q = [], np.full(len(product_ids), np.inf)
+    for place, product_id in enumerate(product_ids):
+        query_D = release.product_embedding(product_id)
+        assert query_D is not None
+        for _ in range(ROUNDS):
+            start = time.perf_counter()
+            [found] = release.search(query_D[None], K)
+            fastest_Q[place] = min(fastest_Q[place], 1000 * (time.perf_counter() - start))
+        answers.append([candidate.product_id for candidate in found])
+    return answers, fastest_Q
+
+
+def p99(milliseconds_Q: np.ndarray) -> float:
+    """The 99th percentile."""
+    return round(float(np.percentile(milliseconds_Q, 99)), 3)
