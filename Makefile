@@ -7,8 +7,8 @@ PY = .venv/bin/python
 help:
 	@echo "make demo    sets everything up, builds an index of a generated catalog, searches it over HTTP, writes a report"
 	@echo "make serve   the search endpoint and page of the champion release, in the foreground   (CONF=$(CONF))"
-	@echo "make test    sets everything up and runs the tests"
-	@echo "make check   ruff, mypy, import rules, tests"
+	@echo "make test    sets everything up and runs the tests that are quick"
+	@echo "make check   ruff, mypy, import rules, every test but the drills"
 	@echo "make drill   kills jobs in the middle and compares what comes out"
 	@echo "make chaos-nightly  kills the nightly run at 30 points and 20 times by chance, and compares (about half an hour)"
 	@echo "make bench   the benchmarks; figures are kept as JSON in tests/bench/results"
@@ -28,7 +28,7 @@ serve: setup
 
 test: setup
 	@./setup.sh --browser
-	@$(PY) -m pytest
+	@$(PY) -m pytest -m "not drill and not slow"
 
 check: setup
 	@./setup.sh --browser

@@ -29,6 +29,7 @@ from serve.index.manifest import (
     HashEntry,
     InsidePath,
     Manifest,
+    NoMatchEntry,
     OperatingPoint,
     Part,
     PartitionEntry,
@@ -100,6 +101,7 @@ class Evaluation(Part):
     points: dict[str, tuple[OperatingPoint, ...]]  # that they were chosen from
     route_threshold: float
     hash: HashEntry
+    no_match: NoMatchEntry | None = None
 
 
 def building_folder(store: StoreConfig, release_id: str) -> Path:
@@ -207,6 +209,7 @@ def manifest_of(folder: Path, plan: BuildPlan, evaluation: Evaluation) -> Manife
         bundle=plan.bundle,
         hash=evaluation.hash,
         route_threshold=evaluation.route_threshold,
+        no_match=evaluation.no_match,
         num_buckets=plan.num_buckets,
         partition_depth=plan.partition_depth,
         partitions=tuple(

@@ -81,6 +81,15 @@ class EvaluateConfig(Section):
     queries: Path | None = Field(None, description="JSONL with path and product_id (or product_ids) of photos")
     queries_where: dict[str, str] = Field({}, description="column: value; only such rows are queries")
     max_queries: int = Field(300, ge=1)
+    max_false_match_frac: float = Field(
+        0.05,
+        gt=0,
+        lt=1,
+        description="share of photos of what no partition holds that may get a match",
+    )
+    max_lost_match_frac: float = Field(
+        0.02, ge=0, lt=1, description="share of right first results that may be called no match; comes before the other"
+    )
     url: str = Field("http://127.0.0.1:8000", description="evaluate_search: the endpoint that is asked")
     report: Path = Field(Path("store/reports/search"), description="evaluate_search: folder of its report page")
     report_queries: int = Field(24, ge=0, description="evaluate_search: queries shown with pictures, misses first")

@@ -39,6 +39,7 @@ from jobs.evaluation.hash_probes import CatalogSample, calibrate_exit, probe_pho
 from jobs.evaluation.index_recall import SHARES, PartitionRecall, measure_partition, ranked, sample_queries
 from jobs.evaluation.index_recall import Queries as IndexQueries
 from jobs.evaluation.metrics import recall_at
+from jobs.evaluation.no_match import NearestCrops, calibrate_no_match
 from jobs.evaluation.photo_recall import K, SeenPhotos, measure_photos, see_photos
 from jobs.evaluation.queries import Query, load_queries
 from jobs.evaluation.routing import choose_threshold
@@ -52,7 +53,7 @@ from jobs.tables import Tables
 from serve.index.hash_exit import ORIGINAL, HashExit
 from serve.index.manifest import OperatingPoint, PartitionSpec, ReleaseError
 from serve.index.release import Release
-from serve.index.search import routes_of
+from serve.index.search import partition_of, routes_of
 from serve.index.shard import Shard
 from serve.registry import NoChampionError
 from serve.registry import champion as champion_folder
@@ -93,7 +94,7 @@ def run(config: Config, force: bool = False) -> EvaluateResult:
         for shard in partition.shards
     }
     start_ray(config.ray)
-    specs, points, metrics = choose_specs(config, folder, plan, specs, shards)
+    specs, points, metrics, nearest = choose_specs(config, folder, plan, specs, shards)
     hash_exit = calibrate_hashes(config, list(shards.values()))
     metrics |= {"hash_false_accept_frac": hash_exit.false_accept_frac, "hash_found_frac": hash_exit.found_frac}
     metrics |= {"bytes_per_crop": bytes_of(folder / "shards") / plan.counts.crops}
@@ -107,7 +108,7 @@ def run(config: Config, force: bool = False) -> EvaluateResult:
     )
     asked = None
     if config.evaluate.queries is not None:
-        evaluation, asked = ask_photos(config, folder, plan, evaluation)
+        evaluation, asked = ask_photos(config, folder, plan, evaluation, nearest)
     release = Release(folder, manifest_of(folder, plan, evaluation))
     champion = open_champion(config)
     figures, answers = figures_of(config, plan, evaluation, release, champion, asked)
@@ -141,7 +142,9 @@ class AskedPhotos:
     waterfall: Waterfall
 
 
-def ask_photos(config: Config, folder: Path, plan: BuildPlan, evaluation: Evaluation) -> tuple[Evaluation, AskedPhotos]:
+def ask_photos(
+    config: Config, folder: Path, plan: BuildPlan, evaluation: Evaluation, nearest: NearestCrops
+) -> tuple[Evaluation, AskedPhotos]:
     """The photos with known answers: how few partitions may be searched, recall, and which stage loses what."""
     evaluate = config.evaluate
     assert evaluate.queries is not None
@@ -156,15 +159,21 @@ def ask_photos(config: Config, folder: Path, plan: BuildPlan, evaluation: Evalua
     evaluation = evaluation.model_copy(update={"route_threshold": routing.threshold})
     log.info("routing %s", pairs(asdict(routing)))
     release = Release(folder, manifest_of(folder, plan, evaluation))
-    recall, asked_pairs = measure_photos(queries, seen, release, bundle, config.decode)
+    found = measure_photos(queries, seen, release, bundle, config.decode)
     routes = routes_of(release.manifest, seen.features)
     originals = {shard.path: vectors_path(folder, shard) for partition in plan.partitions for shard in partition.shards}
-    waterfall = charge(asked_pairs, seen.embeddings_QD, routes, release, originals, K)
+    waterfall = charge(found.pairs, seen.embeddings_QD, routes, release, originals, K)
     write_waterfall(folder, waterfall)
     log.info("waterfall of %d known answers\n%s", waterfall.num_pairs, waterfall.table())
-    metrics = evaluation.metrics | asdict(recall) | waterfall.metrics()
+    metrics = evaluation.metrics | asdict(found.recall) | waterfall.metrics()
     metrics |= {"route_loss_frac": routing.loss_frac, "route_searched_frac": round(routing.searched_frac, 4)}
-    return evaluation.model_copy(update={"metrics": metrics}), AskedPhotos(queries, seen, bundle, asked_pairs, waterfall)
+    right = [(name, r.score) for r in found.right if (name := partition_of(release.manifest, r.category)) is not None]
+    no_match = calibrate_no_match(nearest, right, evaluate.max_false_match_frac, evaluate.max_lost_match_frac, evaluate.seed)
+    if no_match is not None:
+        log.info("no_match right=%d %s", len(right), pairs(no_match.model_dump()))
+        metrics |= {"no_match_false_match_frac": no_match.false_match_frac, "no_match_lost_frac": no_match.lost_frac}
+    evaluation = evaluation.model_copy(update={"metrics": metrics, "no_match": no_match})
+    return evaluation, AskedPhotos(queries, seen, bundle, found.pairs, waterfall)
 
 
 def open_champion(config: Config) -> Release | None:
@@ -204,7 +213,7 @@ def figures_of(
         if entry.digest != plan.bundle.digest:
             bundle = Bundle.load(config.store.root / entry.folder, config.runtime, entry.digest)
             seen = see_photos(asked.queries, bundle, config.decode)
-        _, champion_pairs = measure_photos(asked.queries, seen, champion, bundle, config.decode)
+        champion_pairs = measure_photos(asked.queries, seen, champion, bundle, config.decode).pairs
     answers = known_answers(asked.queries, asked.pairs, release, champion, champion_pairs)
     slices = {"photo_recall_at_10": answers} if answers else {}
     named = by_category(answers, config.gate.category_depth, config.gate.category_answers)
@@ -214,8 +223,10 @@ def figures_of(
 
 def choose_specs(
     config: Config, folder: Path, plan: BuildPlan, first: dict[str, PartitionSpec], shards: dict[str, Shard]
-) -> tuple[dict[str, PartitionSpec], dict[str, tuple[OperatingPoint, ...]], dict[str, float]]:
-    """Search settings of every partition, what they were chosen from, and recall: together, by partition, by age, filtered."""
+) -> tuple[dict[str, PartitionSpec], dict[str, tuple[OperatingPoint, ...]], dict[str, float], NearestCrops]:
+    """Search settings of every partition, what they were chosen from, recall (together, by partition, by age, filtered), and
+    what lies nearest to stored crops in every partition.
+    """
     queries = sample_queries(shards, config.evaluate.num_queries, config.evaluate.seed)
     measure = ray.remote(num_cpus=config.index.threads)(measure_partition)
     shared = ray.put(queries)
@@ -249,7 +260,10 @@ def choose_specs(
             metrics[f"recall_at_10.{name}"] = round(recall_at(found_QK[chosen], exact_QK[chosen], 10), 4)
     names = [p.name for p in plan.partitions]
     specs = {name: recall.spec for name, recall in zip(names, measured, strict=True)}
-    return specs, {name: recall.points for name, recall in zip(names, measured, strict=True)}, metrics
+    partitions = {shard.path: s for s, partition in enumerate(plan.partitions) for shard in partition.shards}
+    own_Q = np.array([partitions[path] for path in queries.shards_Q])
+    nearest = NearestCrops(tuple(names), exact_SQK[:, :, 0], own_Q)
+    return specs, {name: recall.points for name, recall in zip(names, measured, strict=True)}, metrics, nearest
 
 
 def ages(shards: dict[str, Shard], queries: IndexQueries) -> np.ndarray:

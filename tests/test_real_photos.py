@@ -15,7 +15,7 @@ from jobs.config import Config
 from tests.parts import endpoint, run_module, write_conf
 from tests.photos import grocery_sections, luma_sections, manifest_rows, re_uploads
 
-pytestmark = [pytest.mark.shared_data, pytest.mark.usefixtures("spark", "ray_local")]
+pytestmark = [pytest.mark.slow, pytest.mark.shared_data, pytest.mark.usefixtures("spark", "ray_local")]
 
 
 @pytest.fixture(scope="module")

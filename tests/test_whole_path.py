@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
 import requests
 
 from jobs import nightly
@@ -107,6 +108,7 @@ def test_port_in_use(built_store: BuiltStore, served: str) -> None:
     assert done.returncode == 1 and "in use" in done.stderr and "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_what_came_over_http_is_folded_in(built_store: BuiltStore, served: str) -> None:
     """Inserted and deleted, the nightly run, then the same answers: no doubles, no ghosts."""
     photo = encoded(picture(4321))

@@ -15,7 +15,7 @@ from jobs.evaluation.metrics import hit_rate_at
 from jobs.evaluation.queries import Query
 from jobs.evaluation.waterfall import Pair
 from serve.index.release import Release
-from serve.index.search import Answer, search_photo
+from serve.index.search import Answer, Result, search_photo
 from serve.vision.boxes import iou
 from serve.vision.bundle import Bundle, CropFeatures
 from serve.vision.crop import BoxError
@@ -97,11 +97,21 @@ def see_photos(
     return seen
 
 
+@dataclass(frozen=True)
+class FoundPhotos:
+    """What came back for the photos."""
+
+    recall: PhotoRecall
+    pairs: list[Pair]  # what the waterfall is made of
+    right: list[Result]  # first results that are a product asked for, found by looks
+
+
 def measure_photos(
     queries: Sequence[Query], seen: SeenPhotos, release: Release, bundle: Bundle, limits: DecodeLimits
-) -> tuple[PhotoRecall, list[Pair]]:
-    """Searches every photo as serving does; the pairs are what the waterfall is made of."""
+) -> FoundPhotos:
+    """Searches every photo as serving does."""
     pairs: list[Pair] = []
+    right: list[Result] = []
     num_hash = 0
     with GuardedDecoder(limits) as decoder:
         for photo, query in enumerate(tqdm(queries, desc="search", unit="photo", disable=not sys.stderr.isatty())):
@@ -110,13 +120,15 @@ def measure_photos(
             if answer.stage == "hash":
                 num_hash += 1
                 plain = search_photo(data, release, bundle, decoder, K, use_hash=False)
+            right += [result for result in plain.results[:1] if result.product_id in query.product_ids]
             for number, product_id in enumerate(query.product_ids):
                 ranked, without_hash = (tuple(results_for(found, query, number)) for found in (answer, plain))
                 crops = (seen.crops_of(query, photo, number), seen.true_crops_of(query, photo, number))
                 pairs.append(Pair(str(query.path), product_id, ranked, without_hash, *crops))
     truths = [(pair.product_id,) for pair in pairs]
     recall = {k: round(hit_rate_at([pair.ranked for pair in pairs], truths, k), 4) for k in (1, 5, 10)}
-    return PhotoRecall(recall[1], recall[5], recall[10], round(num_hash / len(queries), 4), len(pairs)), pairs
+    shares = PhotoRecall(recall[1], recall[5], recall[10], round(num_hash / len(queries), 4), len(pairs))
+    return FoundPhotos(shares, pairs, right)
 
 
 def results_for(answer: Answer, query: Query, number: int) -> list[str]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from serve.index.manifest import Manifest
-from serve.index.search import category_prefix, partition_probs, route
+from serve.index.search import partition_of, partition_probs, route
 
 SLACK = 1e-4  # sums of probabilities are rounded
 
@@ -47,7 +47,7 @@ def before(manifest: Manifest, category: str | None, probs: Mapping[str, float] 
     """Probability of the partitions that are searched before the one that holds `category`; 0 where all are searched anyway."""
     if not probs or len(manifest.partitions) == 1:
         return 0.0
-    own = next((p.name for p in manifest.partitions if category_prefix(category, manifest.partition_depth) in p.categories), None)
+    own = partition_of(manifest, category)
     passed = 0.0
     for name, prob in partition_probs(manifest, probs):
         if name == own:

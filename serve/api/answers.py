@@ -20,7 +20,7 @@ from serve.api.schemas import (
 from serve.index.inserts import FRESH
 from serve.index.manifest import Manifest
 from serve.index.release import HashMatch
-from serve.index.search import CropAnswer, Result
+from serve.index.search import CropAnswer, Result, is_match
 
 Why = Callable[[Result], str]
 
@@ -56,7 +56,7 @@ class Answers:
     """Writes the answers of one release."""
 
     def __init__(self, manifest: Manifest, products: Catalog, min_score: float) -> None:
-        self.products, self.min_score = products, min_score
+        self.manifest, self.products, self.min_score = manifest, products, min_score
         self.release = ReleaseRef(
             id=manifest.release_id,
             created_at=manifest.created_at,
@@ -73,8 +73,11 @@ class Answers:
         why: Why,
         shards: ShardCount,
         explain: Explanation | None,
+        *,
+        is_picture: bool,
     ) -> SearchAnswer:
-        """The whole answer but its timings."""
+        """The whole answer but its timings. `is_picture`: scores are cosines of pictures, which have thresholds."""
+        matches = [result for result in results if not is_picture or is_match(self.manifest, result)]
         shown = self._results(results, why, explain is not None)
         return SearchAnswer(
             results=shown,
@@ -84,7 +87,7 @@ class Answers:
             timings_ms={},
             partial=shards.answered < shards.asked,
             shards=shards,
-            no_match=not shown,
+            no_match=not shown or not matches,
             explain=explain,
         )
 

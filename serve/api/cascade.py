@@ -11,6 +11,7 @@ import random
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal, TypeVar
 
 import numpy as np
@@ -253,7 +254,9 @@ class Cascade:
         shuffled = self.feedback is not None and self.feedback.shuffles()
         if shuffled:
             results = drawn_by_lot(results)
-        answer = await self.in_thread(self.answers.write, stage, results, crops, why, found.shards, explain or None)
+        is_picture = query.text is None  # words are less like pictures than other pictures are
+        call = partial(self.answers.write, stage, results, crops, why, found.shards, explain or None, is_picture=is_picture)
+        answer = await self.in_thread(call)
         if self.feedback is not None:
             answer.query_id = self.feedback.shown(answer, results, shuffled)
         laps.lap("write")

@@ -203,7 +203,7 @@ class SearchAnswer(BaseModel):
     timings_ms: dict[str, float] = Field(examples=[{"hash": 3.1, "analyse": 14.2, "search": 2.2, "total": 21.0}])
     partial: bool = Field(description="true = a shard did not answer, so products may be missing")
     shards: ShardCount
-    no_match: bool = Field(description="true = nothing is good enough")
+    no_match: bool = Field(description="true = nothing is good enough; results are what comes nearest")
     explain: Explanation | None = None
     look: LookAnswer | None = Field(None, description="of the first result, where the release has looks")
     query_id: str | None = Field(None, description="goes back with feedback on this answer, where this server takes any")

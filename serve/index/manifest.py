@@ -125,6 +125,14 @@ class HashEntry(Part):
         return HashExit(**self.model_dump(exclude={"kind", "version"}))
 
 
+class NoMatchEntry(Part):
+    """From which score on a result is a match, by partition, and what that was measured to do."""
+
+    thresholds: dict[str, float] = Field(description="cosine, by name of the partition that holds the product")
+    false_match_frac: float = Field(description="of crops of things that no partition left has: some result passes")
+    lost_frac: float = Field(description="of photos with known answers whose first result is right: it does not pass")
+
+
 class Counts(Part):
     """Sizes of the release."""
 
@@ -144,6 +152,7 @@ class Manifest(Part):
     bundle: BundleEntry
     hash: HashEntry
     route_threshold: float = Field(description="partitions are searched until their predicted probability passes it")
+    no_match: NoMatchEntry | None = Field(None, description="none = any result is one: no answers are known")
     num_buckets: int = Field(ge=1, description="buckets of product_id in one partition")
     partition_depth: int = Field(ge=0, description="category levels that name a partition")
     partitions: tuple[PartitionEntry, ...]

@@ -100,6 +100,19 @@ def routes_of(manifest: Manifest, features: Sequence["CropFeatures"], filters: F
     return [None if named else route(manifest, feature.category_probs) for feature in features]
 
 
+def partition_of(manifest: Manifest, category: str | None) -> str | None:
+    """Name of the partition that holds products of `category`; None where none names it."""
+    prefix = category_prefix(category, manifest.partition_depth)
+    return next((partition.name for partition in manifest.partitions if prefix in partition.categories), None)
+
+
+def is_match(manifest: Manifest, result: Result) -> bool:
+    """Whether a result is good enough to be called one: the photo itself, or above the threshold of its partition."""
+    if result.match == "exact" or manifest.no_match is None:
+        return True
+    return result.score >= manifest.no_match.thresholds.get(partition_of(manifest, result.category) or "", -1.0)
+
+
 def category_prefix(category: str | None, depth: int) -> str:
     """The first `depth` levels of a category path; "" for none."""
     return "/".join((category or "").split("/")[:depth])

@@ -67,6 +67,7 @@ function choose(number) {
   status.textContent = [
     found.length === 1 ? "1 product" : `${found.length} products`,
     exact ? `${exact} exact` : "",
+    answer.no_match && found.length ? "no match: these come nearest" : "",
     answer.stage === "hash" ? "known photo, found by its hash" : "found by looks",
     answer.partial ? `${answer.shards.asked - answer.shards.answered} of ${answer.shards.asked} shards did not answer, products may be missing` : "",
   ].filter(Boolean).join(" · ");

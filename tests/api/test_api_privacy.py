@@ -53,6 +53,7 @@ def test_the_list_of_written_files_sees_a_spooled_upload(room: Path) -> None:
     assert gone and all(name.startswith(str(room)) for name in gone), "temporary files are deleted at once"
 
 
+@pytest.mark.slow
 def test_no_trace_of_an_upload(tiny: TinyRelease, room: Path) -> None:
     """Temporary files, logs, spill folder, Ray's session, store, home: all in one place, and no mark in any of it."""
     hook, listed = install_lister(room)

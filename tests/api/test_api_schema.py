@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
 
 from serve.api.cascade import Cascade
 from serve.api.host import Host
@@ -23,6 +24,7 @@ from tests.api.tiny_release import TinyRelease
 EXAMPLES = 15  # a call
 
 
+@pytest.mark.slow
 def test_nothing_that_is_sent_is_a_fault_of_the_server(
     tiny: TinyRelease, served: ServedRelease, encode: AskEncoder, groups: Any, tmp_path: Path
 ) -> None:

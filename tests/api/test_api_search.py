@@ -16,6 +16,7 @@ from serve.api.problems import MEDIA_TYPE, Problem
 from serve.api.queries import Query
 from serve.api.schemas import SearchAnswer
 from serve.api.served import ServedRelease
+from serve.index.manifest import NoMatchEntry
 from serve.index.release import Release
 from serve.index.search import search_photo
 from serve.vision.bundle import Bundle
@@ -317,6 +318,27 @@ def test_a_missing_shard_is_a_marked_partial_answer(
         with pytest.raises(Problem) as problem:
             asked(served, tiny, encode, [missing], shard_timeout_s=1.0)
         assert problem.value.body.status == 503
+
+
+def test_each_partition_has_its_own_threshold(served: ServedRelease, tiny: TinyRelease, encode: Any, groups: list[Any]) -> None:
+    """Results are still given: what comes nearest. The photo itself is always a match, and texts have no threshold."""
+
+    def no_match(query: Query, **thresholds: float) -> bool:
+        entry = NoMatchEntry(thresholds=thresholds, false_match_frac=0.05, lost_frac=0.0)
+        manifest = served.manifest.model_copy(update={"no_match": entry})
+        cascade = Cascade(dataclasses.replace(served, manifest=manifest), tiny.settings, encode, groups)
+        try:
+            answer = asyncio.run(cascade.search(query))
+        finally:
+            cascade.close()
+        assert len(answer.results) == 3
+        return answer.no_match
+
+    foreign = stranger()
+    assert not no_match(Query(3, image=foreign), bags=-1.0, shoes=-1.0)
+    assert no_match(Query(3, image=foreign), bags=1.0, shoes=1.0)
+    assert not no_match(Query(3, image=tiny.photo("p/03")), bags=1.0, shoes=1.0)
+    assert not no_match(Query(3, text="boots"), bags=1.0, shoes=1.0)
 
 
 def test_nothing_good_enough_is_no_match(served: ServedRelease, tiny: TinyRelease, encode: Any, groups: list[Any]) -> None:

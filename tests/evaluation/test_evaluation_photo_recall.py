@@ -24,7 +24,7 @@ def measure(tiny: TinyRelease, queries: list[Query]) -> PhotoRecall:
     release = Release.open(tiny.settings.store.releases / RELEASE_ID)
     bundle = Bundle.load(tiny.settings.store.root / release.manifest.bundle.folder, RuntimeConfig())
     seen = see_photos(queries, bundle, tiny.settings.decode)
-    return measure_photos(queries, seen, release, bundle, tiny.settings.decode)[0]
+    return measure_photos(queries, seen, release, bundle, tiny.settings.decode).recall
 
 
 def test_catalog_photos_and_others(tiny: TinyRelease, tmp_path: Path) -> None:

@@ -58,6 +58,7 @@ def versions(tmp_path: Path) -> list[int]:
     return [DeltaTable(str(tmp_path / "tables" / name)).version() for name in TABLES]
 
 
+@pytest.mark.slow
 def test_feed_of_images_its_rerun_and_its_next_night(spark: SparkSession, tmp_path: Path) -> None:
     rows: list[dict[str, Any] | str] = [
         product("boot", image_uri="a b.jpg", category=["Shoes", "Boots"], gender="Women's", stock=0),
@@ -225,6 +226,7 @@ def change(kind: str, product_id: str, at: int, uri: str | None = "file:///kept/
     return {**EMPTY, **told, "product_id": product_id, "at": at, "kind": kind, "bundle_digest": "b", "crops": crops}
 
 
+@pytest.mark.slow
 def test_what_came_over_http_is_laid_over_the_feed(spark: SparkSession, tmp_path: Path) -> None:
     rows: list[dict[str, Any] | str] = [
         product("plain"),

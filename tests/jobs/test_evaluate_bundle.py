@@ -23,6 +23,7 @@ def config_of(sections: dict[str, Any], **more: dict[str, Any]) -> Config:
     return Config.model_validate(sections | {name: sections.get(name, {}) | values for name, values in more.items()})
 
 
+@pytest.mark.slow
 def test_two_bundles_are_compared(rendered_shop: dict[str, Any], tmp_path: Path) -> None:
     """The second one is the first without its detector."""
     plain = tmp_path / "plain"

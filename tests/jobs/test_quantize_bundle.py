@@ -24,6 +24,7 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return render_shop(tmp_path_factory.mktemp("shop"))
 
 
+@pytest.mark.slow
 def test_the_fastest_runtime_is_recorded_with_what_it_lost(shop: dict[str, Any], tmp_path: Path) -> None:
     folder = tmp_path / "quantized/bundle"
     bounds = {"max_recall_loss": 1.0, "max_box_loss": 1.0}
