@@ -72,6 +72,17 @@ class Drill:
                     found.append(process)
         return found
 
+    def kill_one(self, name: str, times: int) -> list[int]:
+        """Kills a process of the deployment so many times, whenever it has another one; the killed ones."""
+        killed = []
+        for _ in range(times):
+            victims = self.processes(name)
+            if len(victims) > 1:
+                victims[0].kill()
+                killed.append(victims[0].pid)
+            time.sleep(self.seconds / 3)
+        return killed
+
     def during(self, act: Callable[[], Any], seconds: float | None = None, **how: Any) -> Load:
         """Load while `act` is done, and for `seconds` in all."""
         running = Running(self.url, self.shop.mixed, seconds or self.seconds, **{"rate": RATE, **how})
@@ -175,17 +186,8 @@ def bad_release(drill: Drill) -> Verdict:
 
 def searcher_killed(drill: Drill) -> Verdict:
     """F17: one of two replicas of a shard group, again and again."""
-    killed = []
-
-    def act() -> None:
-        for _ in range(3):
-            victims = drill.processes("ShardSearcher-0")
-            if len(victims) > 1:
-                victims[0].kill()
-                killed.append(victims[0].pid)
-            time.sleep(drill.seconds / 4)
-
-    run = drill.during(act, 1.5 * drill.seconds)
+    killed: list[int] = []
+    run = drill.during(lambda: killed.extend(drill.kill_one("ShardSearcher-0", 3)), 1.5 * drill.seconds)
     return verdict(
         figures_of(run) | {"killed": len(killed)},
         something_was_killed=len(killed) > 0,
@@ -238,20 +240,10 @@ def searcher_hangs(drill: Drill) -> Verdict:
 
 def ingress_killed(drill: Drill) -> Verdict:
     """F19: one of two ingress replicas: a client that asks once more loses nothing."""
-    killed = []
-
-    def act() -> None:
-        for _ in range(2):
-            victims = drill.processes("Ingress")
-            if len(victims) > 1:
-                victims[0].kill()
-                killed.append(victims[0].pid)
-            time.sleep(drill.seconds / 3)
-
-    run = drill.during(act, retries=2)
-    return verdict(
-        figures_of(run) | {"killed": len(killed)}, something_was_killed=len(killed) > 0, no_request_failed=run.failed == 0
-    )
+    killed: list[int] = []
+    run = drill.during(lambda: killed.extend(drill.kill_one("Ingress", 2)), retries=2)
+    figures = figures_of(run) | {"killed": len(killed)}
+    return verdict(figures, something_was_killed=len(killed) > 0, no_request_failed=run.failed == 0)
 
 
 def overload(drill: Drill) -> Verdict:
