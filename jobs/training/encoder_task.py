@@ -74,7 +74,8 @@ class EncoderTask:
             if not projected and net.dim < features_KF.shape[1]:
                 net.projection.weight.data = principal_projection(features_KF, net.projection.weight.data)
             embeddings_KD = functional.normalize(net.projection(features_KF).detach())
-            imprint(loss, embeddings_KD, torch.from_numpy(self.crops.products_N[first]))
+            shop_K = torch.from_numpy(self.crops.domains_N[first] != USER)  # of new and old products alike
+            imprint(loss, embeddings_KD[shop_K], torch.from_numpy(self.crops.products_N[first])[shop_K])
         for layer in layers_of(net.backbone)[: config.frozen_layers]:
             layer.requires_grad_(False)
         parts: dict[str, nn.Module] = {"net": net, "loss": loss}
@@ -315,10 +316,12 @@ def principal_projection(features_KF: Tensor, random_DF: Tensor) -> Tensor:
 
 
 def imprint(loss: nn.Module, embeddings_KD: Tensor, products_K: Tensor) -> None:
-    """A loss's proxies begin at the mean embedding of their product's photos (arXiv:1712.07136); those without photos stay.
+    """A loss's proxies begin at the mean embedding of their product's catalog photos (arXiv:1712.07136); others stay.
 
     From random proxies the first steps pull the backbone apart before they teach it anything.
     """
+    if not len(products_K):
+        return
     num, dim = int(products_K.max()) + 1, embeddings_KD.shape[1]
     means_PD = functional.normalize(torch.zeros(num, dim).index_add(0, products_K, embeddings_KD)) * dim**0.5
     shown = torch.bincount(products_K, minlength=num) > 0
