@@ -218,7 +218,7 @@ def figures_of(
     slices = {"photo_recall_at_10": answers} if answers else {}
     named = by_category(answers, config.gate.category_depth, config.gate.category_answers)
     slices |= {f"photo_recall_at_10.{name}": own for name, own in named.items()}
-    return figures | {name: Figure(*recalls(own), grain=1 / len(own)) for name, own in slices.items()}, answers
+    return figures | {name: recalls(own) for name, own in slices.items()}, answers
 
 
 def choose_specs(

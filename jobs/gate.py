@@ -31,7 +31,7 @@ class Figure:
     value: float
     ours: float | None = None
     champion: float | None = None
-    grain: float = 0.0  # one answer: a bound above zero allows so much
+    noise: float = 0.0  # what chance may move: a bound above zero allows so much
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def floor_faults(floor: Floor, figure: Figure) -> list[str]:
     if figure.value < floor.least:
         faults.append(f"is {figure.value:.4g}, {{}}.least is {floor.least:g}")
     if figure.champion is not None and figure.ours is not None and floor.drop_frac is not None:
-        allowed = max(floor.drop_frac * figure.champion, figure.grain if floor.drop_frac else 0.0)
+        allowed = max(floor.drop_frac * figure.champion, figure.noise if floor.drop_frac else 0.0)
         if figure.ours < figure.champion - allowed - ROUNDING:
             faults.append(f"is {figure.ours:.4g}, the champion's {figure.champion:.4g}, {{}}.drop_frac is {floor.drop_frac:g}")
     return faults

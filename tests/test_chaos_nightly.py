@@ -41,9 +41,9 @@ NIGHT = Change(priced=4, withdrawn=3, new=3, repictured=2)
 def rendered(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A generated catalog without bad rows."""
     folder = tmp_path_factory.mktemp("rendered")
-    render = {"folder": str(folder), "num_products": 24, "num_scenes": 0, "with_bad_rows": False}
+    render = {"folder": str(folder / "catalog"), "num_products": 24, "num_scenes": 0, "with_bad_rows": False}
     render_catalog.run(Config.load(write_conf(folder, {"render": render})))
-    return folder
+    return folder / "catalog"
 
 
 def conf_of(folder: Path, feed: Path) -> Path:

@@ -12,9 +12,11 @@ import numpy as np
 
 from jobs.evaluation.queries import Query
 from jobs.evaluation.waterfall import Pair
+from jobs.gate import Figure
 from serve.index.release import Release
 
 K = 10
+DEVIATIONS = 2  # of a sign test: answers that were lost and won as by the toss of a coin lie within so many in 95 % of all nights
 ROUNDS = 3  # each query's fastest of so many: what a neighbour on the machine takes is not the index's
 
 
@@ -58,13 +60,15 @@ def known_answers(
     return found
 
 
-def recalls(answers: Sequence[KnownAnswer]) -> tuple[float, float | None, float | None]:
-    """Share found; and of those that the champion holds too, ours and the champion's."""
-    both = [answer for answer in answers if answer.champion is not None]
+def recalls(answers: Sequence[KnownAnswer]) -> Figure:
+    """Share found; and of those that the champion holds too, ours, the champion's, and what chance may move."""
     value = float(np.mean([answer.found for answer in answers]))
+    both = [answer for answer in answers if answer.champion is not None]
     if not both:
-        return value, None, None
-    return value, float(np.mean([a.found for a in both])), float(np.mean([a.product_id in (a.champion or ())[:K] for a in both]))
+        return Figure(value)
+    ours, theirs = (np.array([rank < K for rank in ranks]) for ranks in zip(*(answer.ranks() for answer in both), strict=True))
+    noise = DEVIATIONS * float(np.sqrt((ours != theirs).sum())) / len(both)
+    return Figure(value, float(ours.mean()), float(theirs.mean()), noise)
 
 
 def by_category(answers: Sequence[KnownAnswer], depth: int, least: int) -> dict[str, list[KnownAnswer]]:

@@ -27,8 +27,8 @@ GATE = GateConfig()
         ("recall_at_10", Figure(0.95, 0.95, 0.96), None),
         ("recall_at_10", Figure(0.89), r"is 0\.89, gate\.recall_at_10\.least is 0\.9: raise index\.refine_factor"),
         ("recall_at_10", Figure(0.92, 0.92, 0.99), r"is 0\.92, the champion's 0\.99, gate\.recall_at_10\.drop_frac"),
-        ("photo_recall_at_10", Figure(0.5, 0.5, 0.6, grain=0.1), None),  # one answer
-        ("photo_recall_at_10", Figure(0.5, 0.5, 0.6, grain=0.01), r"gate\.photo_recall_at_10\.drop_frac"),
+        ("photo_recall_at_10", Figure(0.5, 0.5, 0.6, noise=0.1), None),
+        ("photo_recall_at_10", Figure(0.5, 0.5, 0.6, noise=0.01), r"gate\.photo_recall_at_10\.drop_frac"),
         ("photo_recall_at_10.apparel", Figure(0.4, 0.4, 0.8), r"of apparel .* gate\.category_recall_at_10\.drop_frac"),
         ("p99_ms", Figure(15.0, 15.0, 1.0), None),  # below `free`
         ("p99_ms", Figure(45.0, 45.0, 20.0), r"gate\.p99_ms\.rise_frac"),
@@ -58,8 +58,8 @@ def test_only_what_both_hold_is_compared() -> None:
         answer("c", "z", "ab", "cab"),
         answer("d", "z", "d", None),
     ]
-    assert recalls(answers) == (0.75, pytest.approx(2 / 3), 1.0)
-    assert recalls(answers[3:]) == (1.0, None, None)
+    assert recalls(answers) == Figure(0.75, pytest.approx(2 / 3), 1.0, noise=pytest.approx(2 / 3))  # one moved, of three
+    assert recalls(answers[3:]) == Figure(1.0)
     assert [found.product_id for found in got_worse(answers)] == ["c", "b"]
     assert {name: len(own) for name, own in by_category(answers, 1, 2).items()} == {"x": 2, "z": 2}
 
