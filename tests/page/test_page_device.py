@@ -87,7 +87,7 @@ def test_no_picture_leaves_the_device(device_page: Page, tiny: TinyRelease) -> N
         assert request.headers["content-type"] == "application/json"
         assert len(request.post_data or "") < 5_000, "16 numbers, no pixels"
         body = request.post_data_json
-        assert body.keys() == {"k", "explain", "embedding", "bundle_digest"}
+        assert body.keys() == {"k", "explain", "look", "embedding", "bundle_digest"}
         assert len(body["embedding"]) == 16 and all(isinstance(number, float) for number in body["embedding"])
     assert all(len(request.url) < 300 for request in sent if not request.url.startswith(("blob:", "data:")))
     device_page.get_by_label("Keep the photo on this device").uncheck()  # and this is what the log shows of a photo
