@@ -2,7 +2,7 @@
 
 reads   feed.uri: JSONL, CSV, Parquet or Delta; a row a product or a row an image; inserts: what came over HTTP
 writes  listings (rows as they came), rejects (bad rows and why), products, images; a feed that says the same as the
-        last one changes nothing, and one of the same bytes is not even read
+        last one changes nothing, and one of the same bytes starts no Spark
 engine  Spark
 
 A feed is the whole catalog: products that are not in it (or only in rejected rows) leave the catalog, but for those that were

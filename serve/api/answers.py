@@ -77,7 +77,6 @@ class Answers:
         is_picture: bool,
     ) -> SearchAnswer:
         """The whole answer but its timings. `is_picture`: scores are cosines of pictures, which have thresholds."""
-        matches = [result for result in results if not is_picture or is_match(self.manifest, result)]
         shown = self._results(results, why, explain is not None)
         return SearchAnswer(
             results=shown,
@@ -87,7 +86,7 @@ class Answers:
             timings_ms={},
             partial=shards.answered < shards.asked,
             shards=shards,
-            no_match=not shown or not matches,
+            no_match=not shown or (is_picture and not any(is_match(self.manifest, result) for result in results)),
             explain=explain,
         )
 

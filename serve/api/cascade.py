@@ -39,6 +39,7 @@ from serve.ranking.models import ReleaseModels
 from serve.ranking.reranker import Reranker
 from serve.settings import Settings
 from serve.vision.bundle import CropFeatures
+from serve.vision.device import fits_browsers
 from serve.vision.fusion import fuse_query
 
 T = TypeVar("T")
@@ -75,6 +76,7 @@ class Cascade:
     ) -> None:
         self.manifest, self.config, self.limits = served.manifest, settings.serve, settings.decode
         self.bundle_folder, self.store = served.bundle_folder, settings.store
+        self.fits_browsers = fits_browsers(served.bundle_folder)
         store = ProductStore.open(served.folder, served.manifest)
         self.hashes = HashReader(served, settings.decode, settings.serve.num_decoders)
         self.changes = Changes(served, settings.store, store, self.hashes.lay_over)
@@ -85,6 +87,7 @@ class Cascade:
         self.models = ReleaseModels.open(served.folder, served.manifest, learned=settings.ranking.learned)
         self.feedback = Feedback(settings.store, self.config, settings.ranking.shuffled_frac) if self.config.feedback else None
         self.reranker = Reranker(settings.ranking, self.models.ranker, keeps_features=self.config.feedback)
+        self.crop_reranker = Reranker(settings.ranking, self.models.ranker)  # nothing is learned from what one crop found
         self.searchers = Searchers(groups, self.config.shard_timeout_s, lost)
         self.remembered = Remembered()
         self.probe: RecallProbe | None = None
@@ -120,7 +123,7 @@ class Cascade:
             (match.image_id, depth, filters), fresh, lambda: self.find(match.embedding[None], depth, [None], filters, fresh)
         )
         laps.lap("search")
-        results = await self.ranked(query, hash_answer(match, found.candidates[0], depth), fresh)
+        results = await self.ranked(self.reranker, query, hash_answer(match, found.candidates[0], depth), fresh)
         return await self.write(query, "hash", results, (), why_hash(match), found, laps, query.explain and explain_hash(match))
 
     async def wanted(self, query: Query, laps: Laps) -> Wanted:
@@ -154,9 +157,9 @@ class Cascade:
         laps.lap("search")
         if self.probe is not None:
             self.probe.consider(wanted.embeddings_QD[0], query.k, wanted.filters, found.candidates[0])
-        results = await self.ranked(query, fuse_crops(found.candidates, depth), fresh)
+        results = await self.ranked(self.reranker, query, fuse_crops(found.candidates, depth), fresh)
         crops = [
-            replace(crop, results=await self.ranked(query, crop.results, fresh))
+            replace(crop, results=await self.ranked(self.crop_reranker, query, crop.results, fresh))
             for crop in (crop_answers(wanted.crops, found.candidates, depth) if wanted.crops else ())
         ]
         laps.lap("rank")
@@ -179,13 +182,13 @@ class Cascade:
         """How many candidates the answer is chosen from."""
         return self.reranker.depth(query.shopper, query.k)
 
-    async def ranked(self, query: Query, results: tuple[Result, ...], fresh: Fresh) -> tuple[Result, ...]:
+    async def ranked(self, reranker: Reranker, query: Query, results: tuple[Result, ...], fresh: Fresh) -> tuple[Result, ...]:
         """The best k of all candidates in the order that is shown; `fresh` as it was when they were found."""
-        if not self.reranker.acts(query.shopper):
+        if not reranker.acts(query.shopper):
             return results[: query.k]
         shelf = Shelf(fresh.products, self.products.release)
         there = [result for result in results if shelf.holds(result)]
-        return await self.in_thread(self.reranker.order, there, shelf, query.shopper, query.k)
+        return await self.in_thread(reranker.order, there, shelf, query.shopper, query.k)
 
     async def look(self, product_id: str) -> LookAnswer:
         """What goes with a product; one that came after the release has the look of its nearest. Raises Problem 404."""

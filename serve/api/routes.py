@@ -44,7 +44,6 @@ from serve.api.schemas import (
     SearchAnswer,
 )
 from serve.api.url_photos import UrlPhotos
-from serve.vision.device import fits_browsers
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -284,7 +283,7 @@ def release_answer(cascade: Cascade, refused: tuple[str, str] | None) -> Release
         offers=Offers(
             text=cascade.towers.served.has_text,
             image_url=config.image_url,
-            device=fits_browsers(cascade.bundle_folder),
+            device=cascade.fits_browsers,
             feedback=cascade.feedback is not None,
         ),
     )

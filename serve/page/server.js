@@ -30,19 +30,29 @@ export async function photoOf(url) {
   return URL.createObjectURL(await response.blob());
 }
 
+const QUESTION = `
+  <form method="dialog">
+    <h2 id="key-title">This server asks for a key</h2>
+    <label for="key">API key</label>
+    <input id="key" type="password" autocomplete="off">
+    <p class="note">It is kept until you close this tab.</p>
+    <div class="buttons"><button value="use" class="button primary">Use it</button><button value="cancel" class="button">Cancel</button></div>
+  </form>`;
 let asking = null;  // one question at a time, whoever needs the key
 
 function askForKey() {
   asking ??= new Promise((resolve) => {
-    const dialog = by("key-dialog");
+    const dialog = document.createElement("dialog");
+    dialog.setAttribute("aria-labelledby", "key-title");
+    dialog.innerHTML = QUESTION;
+    document.body.append(dialog);
     dialog.addEventListener("close", () => {
       asking = null;
       const given = dialog.returnValue === "use" && by("key").value.trim();
       if (given) sessionStorage.setItem(KEY, given);
-      by("key").value = "";
+      dialog.remove();
       resolve(Boolean(given));
     }, { once: true });
-    dialog.returnValue = "";
     dialog.showModal();
   });
   return asking;

@@ -5,7 +5,6 @@ from collections.abc import Awaitable, Callable, Iterator
 from functools import partial
 from typing import Any
 
-import httpx
 import pytest
 
 from serve.api.cascade import Cascade
@@ -17,7 +16,7 @@ from serve.api.served import ServedRelease
 from serve.api.shard_searcher import ShardSearcher
 from serve.api.towers import AskEncoder
 from serve.settings import Settings
-from tests.api.live_app import live
+from tests.api.live_app import live, until_there
 from tests.api.tiny_release import RELEASE_ID, TinyRelease, make_release
 
 
@@ -64,9 +63,5 @@ def groups(served: ServedRelease, tiny: TinyRelease) -> list[Callable[..., Await
 def api(served: ServedRelease, tiny: TinyRelease, encode: Any, groups: Any) -> Iterator[str]:
     """URL of the interface over the tiny release, ready."""
     with live(create_app(Host(Cascade(served, tiny.settings, encode, groups)), Metrics())) as url:
-        client = httpx.Client(transport=httpx.HTTPTransport(retries=5))
-        for _ in range(600):
-            if client.get(f"{url}/readyz").status_code == 200:
-                break
-            asyncio.run(asyncio.sleep(0.1))
+        until_there(url)
         yield url

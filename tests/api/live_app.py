@@ -6,8 +6,15 @@ import threading
 import time
 from collections.abc import Iterator
 
+import httpx
 import uvicorn
 from starlette.types import ASGIApp
+
+
+def until_there(url: str, path: str = "/readyz") -> None:
+    """Waits until `path` is no longer answered with 503."""
+    while httpx.get(f"{url}{path}", timeout=30).status_code == 503:
+        time.sleep(0.1)
 
 
 @contextlib.contextmanager

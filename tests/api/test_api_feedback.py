@@ -21,7 +21,7 @@ from serve.api.served import ServedRelease
 from serve.index.judging import write_pool
 from serve.settings import Settings
 from serve.vision.image import image_id_of
-from tests.api.live_app import live
+from tests.api.live_app import live, until_there
 from tests.api.tiny_release import TinyRelease, encoded, picture
 
 
@@ -39,8 +39,7 @@ def settings(tiny: TinyRelease, tmp_path: Path) -> Settings:
 @pytest.fixture
 def url(served: ServedRelease, settings: Settings, encode: Any, groups: Any) -> Iterator[str]:
     with live(create_app(Host(Cascade(served, settings, encode, groups)), Metrics())) as url:
-        while httpx.get(f"{url}/readyz").status_code != 200:
-            time.sleep(0.1)
+        until_there(url)
         yield url
 
 

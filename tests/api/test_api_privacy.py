@@ -63,7 +63,7 @@ def test_no_trace_of_an_upload(tiny: TinyRelease, room: Path) -> None:
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     command = [sys.executable, "-m", "serve", "--conf", str(tiny.conf), "--port", str(port), "--release", RELEASE_ID]
-    command += ["--set", f"store.root={store}", "--set", f"store.tables={store}/tables"]
+    command += ["--set", f"store.root={store}", "--set", f"store.tables={store}/tables", "--set", "serve.feedback=true"]
     environment = os.environ | {"PYTHONPATH": f"{hook}:{ROOT}", "TMPDIR": str(room), "HOME": str(room / "home")}
     environment["PYTHONDONTWRITEBYTECODE"] = "1"
     server = subprocess.Popen(command, cwd=work, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)

@@ -4,12 +4,10 @@ import re
 import shutil
 import subprocess
 import sys
-import time
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 
 from serve.api.cascade import Cascade
@@ -18,7 +16,7 @@ from serve.api.metrics import Metrics
 from serve.api.routes import create_app
 from serve.api.served import ServedRelease
 from serve.api.towers import AskEncoder
-from tests.api.live_app import live
+from tests.api.live_app import live, until_there
 from tests.api.tiny_release import TinyRelease
 
 EXAMPLES = 15  # a call
@@ -35,9 +33,8 @@ def test_nothing_that_is_sent_is_a_fault_of_the_server(
     serve = tiny.settings.serve.model_copy(update=fields)
     settings = tiny.settings.model_copy(update={"store": store, "serve": serve})
     with live(create_app(Host(Cascade(served, settings, encode, groups)), Metrics())) as url:
-        for path in ("/readyz", "/v1/device"):  # 503 with Retry-After until they are there
-            while httpx.get(f"{url}{path}", timeout=30).status_code == 503:
-                time.sleep(0.1)
+        for path in ("/readyz", "/v1/device"):
+            until_there(url, path)
         command = [Path(sys.executable).with_name("schemathesis"), "run", f"{url}/openapi.json", "--checks", "not_a_server_error"]
         flags = ["--max-examples", str(EXAMPLES), "--phases", "examples,fuzzing", "--mode", "all", "--seed", "1", "--no-color"]
         run = partial(subprocess.run, cwd=tmp_path, capture_output=True, text=True, timeout=600, check=False)

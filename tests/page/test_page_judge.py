@@ -1,10 +1,8 @@
 """The judging page in a real browser: two raters, by keyboard and by mouse, and what comes of it in an evaluation."""
 
-import time
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 from deltalake import DeltaTable
 from playwright.sync_api import Page, expect, sync_playwright
@@ -18,7 +16,7 @@ from serve.api.served import ServedRelease
 from serve.index.judging import write_pool
 from serve.vision.image import image_id_of
 from tests.api.conftest import encode, groups, served, tiny  # noqa: F401 - the same release in a session of its own
-from tests.api.live_app import live
+from tests.api.live_app import live, until_there
 from tests.api.tiny_release import TinyRelease
 from tests.page.test_page import FLAGS, browser_path, keep  # noqa: F401 - a fixture
 
@@ -40,8 +38,7 @@ def test_two_raters(
     write_pool(tmp_path, "plain", {image_id: (path, ["p/00", "p/02"]) for image_id, path in photos.items()})
     write_pool(tmp_path, "other", {image_id: (path, ["p/04", "p/05", "p/00"]) for image_id, path in photos.items()})
     with live(create_app(Host(Cascade(served, settings, encode, groups)), Metrics())) as url, sync_playwright() as playwright:
-        while httpx.get(f"{url}/readyz").status_code != 200:
-            time.sleep(0.1)
+        until_there(url)
         browser = playwright.chromium.launch(executable_path=browser_path, args=FLAGS)
         for rater, how in (("ann", by_keyboard), ("ben", by_mouse)):
             page = browser.new_page(viewport={"width": 1280, "height": 900})
