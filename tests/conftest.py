@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from jobs.config import Config
-from tests.parts import BuiltStore, endpoint, write_conf
+from tests.parts import SPARK, BuiltStore, endpoint, write_conf
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
@@ -23,7 +23,7 @@ def spark() -> Iterator[object]:
     from jobs.config import SparkConfig
     from jobs.spark.session import spark_session
 
-    session = spark_session(SparkConfig(master="local[2]", shuffle_partitions=2), "tests")
+    session = spark_session(SparkConfig.model_validate(SPARK), "tests")
     yield session
     session.stop()
 

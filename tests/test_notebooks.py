@@ -10,9 +10,15 @@ from nbclient import NotebookClient
 from tests.parts import BuiltStore
 
 NOTEBOOKS = sorted((Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
+LONG = ("03_robustness", "04_looks")
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def in_time(path: Path) -> object:
+    """Long ones are for `make check`."""
+    return pytest.param(path, marks=pytest.mark.slow) if path.stem in LONG else path
+
+
+@pytest.mark.parametrize("path", map(in_time, NOTEBOOKS), ids=lambda path: path.stem)
 def test_runs(path: Path, built_store: BuiltStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VS_CONF", str(built_store.conf))
     notebook = nbformat.read(path, as_version=4)

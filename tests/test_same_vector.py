@@ -63,6 +63,7 @@ def shop_photos(store: BuiltStore) -> list[Path]:
     return sorted(Path(row["image_uri"].removeprefix("file://")) for row in fetches if row["status"] == "embedded")
 
 
+@pytest.mark.slow
 @pytest.mark.browser
 def test_in_the_browser(built_store: BuiltStore, served: str, browser_path: str) -> None:  # noqa: F811
     """The page's own network finds what the server's does: street scenes first, then shop photos."""

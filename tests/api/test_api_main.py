@@ -64,6 +64,7 @@ def test_wrong_settings(tiny: TinyRelease) -> None:
     failed(serve(tiny.conf, "--port", "99999"), 2, "serve.port")
 
 
+@pytest.mark.slow
 def test_a_whole_life(tiny: TinyRelease) -> None:
     """Start, both stages answered over HTTP, a searcher killed, SIGTERM; then no process is left."""
     port = free_port()

@@ -207,6 +207,7 @@ def shop(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_real_catalog_of_images(spark: SparkSession, tmp_path: Path, shared_data: Path) -> None:
     feed = {"columns": {"image_uri": "path", "category": "category_path"}, "defaults": {"currency": "USD"}}
     config = config_of(tmp_path, uri=shared_data / "luma-catalog" / "manifest.jsonl", **feed)
@@ -214,6 +215,7 @@ def test_real_catalog_of_images(spark: SparkSession, tmp_path: Path, shared_data
     assert all(row["available"] for row in table(tmp_path, "products"))
 
 
+@pytest.mark.slow
 def test_real_catalog_inside_a_larger_manifest(spark: SparkSession, tmp_path: Path, shared_data: Path) -> None:
     feed = {"columns": {"image_uri": "path", "category": "category_path"}, "where": {"domain": "catalog"}}
     config = config_of(tmp_path, uri=shared_data / "grocery-store" / "manifest.jsonl", **feed)

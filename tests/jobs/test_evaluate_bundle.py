@@ -64,6 +64,7 @@ def test_two_bundles_are_compared(rendered_shop: dict[str, Any], tmp_path: Path)
     assert {file.path for file in client.list_artifacts(logged["shipped"].info.run_id)} == {"report.html", "report.json"}
 
 
+@pytest.mark.slow
 def test_the_catalog_is_sampled_and_an_unreadable_photo_left_out(rendered_shop: dict[str, Any], tmp_path: Path) -> None:
     queries = Path(rendered_shop["evaluate"]["queries"])
     row = json.loads(queries.read_text().splitlines()[0])

@@ -64,6 +64,7 @@ def test_only_what_both_hold_is_compared() -> None:
     assert {name: len(own) for name, own in by_category(answers, 1, 2).items()} == {"x": 2, "z": 2}
 
 
+@pytest.mark.slow
 def test_a_refused_release_is_recorded_and_shown(
     built_store: BuiltStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -63,6 +63,7 @@ def test_pairs_at_every_distance_are_found_and_none_beyond(spark: SparkSession, 
     assert set(found.values()) >= set(range(1, RADIUS + 1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("heavy", [0, 5, 10_000])
 def test_hardest_pairs_and_crowded_bands(spark: SparkSession, heavy: int) -> None:
     """31 flips spread as evenly as they can be, one band whole or with one flip, in hashes that share most of their bands."""

@@ -77,6 +77,7 @@ def test_a_killed_training_resumes(ray_local: None, tmp_path: Path, caplog: pyte
     assert abs(float(trained.weights["weight"]) - 3) < abs(trained.history[0]["weight"] - 3)
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_a_number_is_a_job_error(ray_local: None, tmp_path: Path) -> None:
     with pytest.raises(JobError, match=r"the loss of line became nan in epoch 2 .*set a lower train_line\.learning_rate"):
         train(partial(LineTask, tmp_path, nan_at=1), plan(tmp_path / "runs"))

@@ -86,6 +86,7 @@ def test_every_switch_gives_a_finite_loss_that_moves_the_network(
     assert not torch.equal(before, task.network["net"].projection.weight)
 
 
+@pytest.mark.slow
 def test_text_is_learned_beside_photos_and_opens_in_the_bundle(tiny_split: Split, tiny_photos: Path, tmp_path: Path) -> None:
     load = partial(load_training, tiny_split, tiny_split, tiny_photos)
     config = TrainTextConfig(weight=1.0, vocabulary=200, max_tokens=24, width=32, heads=2, learning_rate=3e-3, drop_frac=0.0)

@@ -82,6 +82,7 @@ def test_ssdlite_gives_torchvisions_boxes(tmp_path: Path) -> None:
         build_detector(config.model_copy(update={"labels": ("item",)}), tmp_path, RuntimeConfig(), tmp_path)
 
 
+@pytest.mark.slow
 def test_faster_rcnn_gives_torchvisions_boxes_for_any_size(tmp_path: Path) -> None:
     torch.manual_seed(9)
     arch = "fasterrcnn_mobilenet_v3_large_320_fpn"

@@ -138,6 +138,7 @@ def test_weights_that_are_not_finite_are_refused(encoder_weights: Path, tmp_path
         build_encoder(named(tmp_path / "nan.safetensors"), tmp_path, CPU, tmp_path)
 
 
+@pytest.mark.slow
 def test_open_clip_image_tower(tmp_path: Path) -> None:
     """On the smallest tower open_clip ships, with random weights."""
     torch.manual_seed(6)

@@ -76,6 +76,7 @@ def siglip_vectors(folder: Path, crops: list[np.ndarray], ids: np.ndarray) -> tu
     return found.image_embeds.numpy(), found.text_embeds.numpy()
 
 
+@pytest.mark.slow
 def test_siglip_gives_the_librarys_vectors_and_shorter_ones(tmp_path: Path) -> None:
     parts = siglip_parts(tmp_path)
     folder = assemble_bundle(parts, tmp_path / "bundles")
@@ -122,6 +123,7 @@ def detector(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     return folder, config
 
 
+@pytest.mark.slow
 def test_a_detector_gives_the_librarys_boxes(detector: tuple[Path, DetectorConfig]) -> None:
     """As near as float32 can: the bound is how far torch's own float32 lies from float64, times ten."""
     folder, config = detector
@@ -166,6 +168,7 @@ def test_a_bundle_names_labels_and_whats_missing(detector: tuple[Path, DetectorC
             assemble_bundle(parts.model_copy(update={"detector": other}), tmp_path / "bundles")
 
 
+@pytest.mark.slow
 def test_a_download_is_kept(tmp_path: Path) -> None:
     """google/siglip2-base-patch16-224 is 1.5 GB: only the smallest detector is fetched here."""
     config = DetectorConfig(kind="transformers", arch="hustvl/yolos-tiny", weights="download")
