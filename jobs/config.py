@@ -386,6 +386,9 @@ class TrainLooksConfig(Section):
 
     links: tuple[Path, ...] = Field((), description="JSONL of sets or of the feed's links, see jobs.looks.graph; none = no looks")
     types: tuple[str, ...] = Field((), description="types of the feed's links that make a look; none = all")
+    judged_by: tuple[Path, ...] = Field(
+        (), description="JSONL as links: everything that goes with some products; none = the links that were held out"
+    )
     by_group: bool = Field(False, description="links are between styles (group_id) instead of products")
     model: Literal["auto", "popularity", "cooccurrence", "nearest", "mlp", "graph"] = Field(
         "auto", description="auto: the simplest that is not measurably worse than the best"
