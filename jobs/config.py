@@ -135,6 +135,8 @@ class GateConfig(Section):
     embedded_photos_frac: Floor = Field(Floor(least=0.5, drop_frac=0.05), description="photos that can be searched")
     products: Floor = Field(Floor(least=1, drop_frac=0.2), description="products that can be searched")
     same_results_frac: Floor = Field(Floor(least=0.0), description="of the champion's nearest products; 1 = nothing moved")
+    texts: Path | None = Field(None, description="text queries of shoppers, one a line: asked of the release and the champion")
+    same_text_results_frac: Floor = Field(Floor(least=0.0), description="of the champion's products for those texts")
     budgets: dict[str, float] = Field(
         {"hash_exit": 0.02, "routing": 0.02, "coarse_list": 0.03, "codes": 0.03, "refine": 0.01},
         description="share of the known answers that a stage of the waterfall may lose",
@@ -386,6 +388,9 @@ class TrainLooksConfig(Section):
 
     links: tuple[Path, ...] = Field((), description="JSONL of sets or of the feed's links, see jobs.looks.graph; none = no looks")
     types: tuple[str, ...] = Field((), description="types of the feed's links that make a look; none = all")
+    judged_by: tuple[Path, ...] = Field(
+        (), description="JSONL as links: everything that goes with some products; none = the links that were held out"
+    )
     by_group: bool = Field(False, description="links are between styles (group_id) instead of products")
     model: Literal["auto", "popularity", "cooccurrence", "nearest", "mlp", "graph"] = Field(
         "auto", description="auto: the simplest that is not measurably worse than the best"

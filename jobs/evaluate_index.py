@@ -33,7 +33,7 @@ from jobs.building import (
     write_part,
 )
 from jobs.config import Config, JobError, run_job
-from jobs.evaluation.beside_champion import KnownAnswer, by_category, got_worse, known_answers, recalls, replay
+from jobs.evaluation.beside_champion import KnownAnswer, by_category, got_worse, known_answers, recalls, replay, replay_texts
 from jobs.evaluation.gate_report import write_gate_report
 from jobs.evaluation.hash_probes import CatalogSample, calibrate_exit, probe_photos, sample_catalog
 from jobs.evaluation.index_recall import SHARES, PartitionRecall, measure_partition, ranked, sample_queries
@@ -149,7 +149,7 @@ def ask_photos(
     evaluate = config.evaluate
     assert evaluate.queries is not None
     queries = load_queries(evaluate.queries, evaluate.queries_where, evaluate.max_queries, evaluate.seed)
-    bundle = Bundle.load(config.store.root / plan.bundle.folder, config.runtime, plan.bundle.digest)
+    bundle = load_bundle(config, Release(folder, manifest_of(folder, plan, evaluation)))
     with progress("query_photos", len(queries), "photos") as shown:
         seen = see_photos(queries, bundle, config.decode, shown.add)
     release = Release(folder, manifest_of(folder, plan, evaluation))
@@ -187,6 +187,12 @@ def open_champion(config: Config) -> Release | None:
         return None
 
 
+def load_bundle(config: Config, release: Release) -> Bundle:
+    """The bundle that a release is searched with."""
+    entry = release.manifest.bundle
+    return Bundle.load(config.store.root / entry.folder, config.runtime, entry.digest)
+
+
 def figures_of(
     config: Config,
     plan: BuildPlan,
@@ -205,15 +211,21 @@ def figures_of(
     figures["p99_ms"] = Figure(again.p99_ms, again.p99_ms, again.champion_p99_ms)
     if again.same_results_frac is not None:
         figures["same_results_frac"] = Figure(again.same_results_frac)
+    if asked is None and config.gate.texts is None:
+        return figures, []
+    bundle = asked.bundle if asked is not None else load_bundle(config, release)
+    champion_bundle = bundle
+    if champion is not None and champion.manifest.bundle.digest != plan.bundle.digest:
+        champion_bundle = load_bundle(config, champion)
+    if champion is not None and config.gate.texts is not None:
+        same = replay_texts(config.gate.texts, release, bundle, champion, champion_bundle)
+        figures |= {"same_text_results_frac": Figure(same)} if same is not None else {}
     if asked is None:
         return figures, []
     champion_pairs: list[Pair] = []
     if champion is not None:
-        seen, bundle, entry = asked.seen, asked.bundle, champion.manifest.bundle
-        if entry.digest != plan.bundle.digest:
-            bundle = Bundle.load(config.store.root / entry.folder, config.runtime, entry.digest)
-            seen = see_photos(asked.queries, bundle, config.decode)
-        champion_pairs = measure_photos(asked.queries, seen, champion, bundle, config.decode).pairs
+        seen = asked.seen if champion_bundle is bundle else see_photos(asked.queries, champion_bundle, config.decode)
+        champion_pairs = measure_photos(asked.queries, seen, champion, champion_bundle, config.decode).pairs
     answers = known_answers(asked.queries, asked.pairs, release, champion, champion_pairs)
     slices = {"photo_recall_at_10": answers} if answers else {}
     named = by_category(answers, config.gate.category_depth, config.gate.category_answers)

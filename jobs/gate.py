@@ -20,6 +20,7 @@ WORDS = {
     "embedded_photos_frac": "share of the photos that can be searched",
     "products": "products that can be searched",
     "same_results_frac": "share of the champion's 10 nearest products that come back",
+    "same_text_results_frac": "share of the champion's 10 products for a text that come back",
 }
 HINTS = {"recall_at_10": "raise index.refine_factor or index.pq_bytes, or set index.kind=flat"}
 

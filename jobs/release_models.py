@@ -44,6 +44,13 @@ def current_models(store: StoreConfig) -> dict[str, str]:
     return models
 
 
+def current_folder(store: StoreConfig, name: str) -> Path | None:
+    """Where the current model `name` lies; None where there is none."""
+    root = store.root / "models" / name
+    folder = root / (root / CURRENT).read_text() if (root / CURRENT).is_file() else None
+    return folder if folder is not None and folder.is_dir() else None
+
+
 def copy_models(store: StoreConfig, models: dict[str, str], release: Path) -> tuple[FileEntry, ...]:
     """Copies the files into `release`/models/<name>/; returns their entries, names relative to the release."""
     entries: list[FileEntry] = []

@@ -1,7 +1,8 @@
 """Renders the generated catalog: a shop of any size with exact truth, and nothing to download.
 
 Reads:  nothing; all comes from the section `render` and its seed.
-Writes: render.folder with images/, feed.jsonl, scenes/, queries.jsonl, outfits.jsonl, faults.json and _done.json (last).
+Writes: render.folder with images/, feed.jsonl, scenes/, queries.jsonl, outfits.jsonl, partners.jsonl, faults.json and
+        _done.json (last).
 Engine: processes of this machine (render.num_workers). A second run with the same settings does nothing.
 
     python -m jobs.render_catalog --conf conf/local.yaml --set render.num_products=1000

@@ -28,6 +28,7 @@ log = logging.getLogger("jobs.run_demo")
 
 START_TIMEOUT_S = 180
 STOP_TIMEOUT_S = 60
+LOOKS = {"links": "outfits.jsonl", "judged_by": "partners.jsonl"}
 
 
 def run(config: Config) -> None:
@@ -41,7 +42,8 @@ def run(config: Config) -> None:
     with demo.stage("render_catalog"):
         command("jobs.render_catalog", conf)
     with demo.stage("nightly"):
-        command("jobs.nightly", conf, f"feed.uri={config.render.folder / 'feed.jsonl'}", f"evaluate.queries={queries}")
+        looks = [f"train_looks.{key}=[{config.render.folder / name}]" for key, name in LOOKS.items()]
+        command("jobs.nightly", conf, f"feed.uri={config.render.folder / 'feed.jsonl'}", f"evaluate.queries={queries}", *looks)
     with demo.stage("search"), serving(conf, url, config.demo.port):
         search = (f"evaluate.url={url}", f"evaluate.queries={queries}", f"evaluate.report={config.demo.folder}")
         command("jobs.evaluate_search", conf, *search)

@@ -7,13 +7,16 @@ import time
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
+from jobs.config import JobError
 from jobs.evaluation.queries import Query
 from jobs.evaluation.waterfall import Pair
 from jobs.gate import Figure
 from serve.index.release import Release
+from serve.vision.bundle import Bundle
 
 K = 10
 DEVIATIONS = 2  # of a sign test: answers that were lost and won as by the toss of a coin lie within so many in 95 % of all nights
@@ -106,9 +109,34 @@ def replay(release: Release, champion: Release | None, num: int, seed: int) -> R
     if champion is None or champion.product(asked[0]) is None:
         return Replay(p99(our_ms), None, None)
     theirs, champion_ms = ask(champion, asked)
+    return Replay(p99(our_ms), p99(champion_ms), same_results(ours, theirs, release))
+
+
+def replay_texts(path: Path, release: Release, bundle: Bundle, champion: Release, champion_bundle: Bundle) -> float | None:
+    """Share of the champion's K products for each text that are among ours; of products that the release has as well.
+
+    None where one of the bundles reads no texts. Raises JobError where the file holds none.
+    """
+    if not (bundle.has_text and champion_bundle.has_text):
+        return None
+    try:
+        texts = [line.strip() for line in path.read_text().splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise JobError(f"gate.texts={path}: {error}") from error
+    if not texts:
+        raise JobError(f"gate.texts={path}: holds no text; one query a line")
+    ours, theirs = (
+        [[candidate.product_id for candidate in found] for found in asked.search(reader.encode_texts(texts), K)]
+        for asked, reader in ((release, bundle), (champion, champion_bundle))
+    )
+    return same_results(ours, theirs, release)
+
+
+def same_results(ours: Sequence[Sequence[str]], theirs: Sequence[Sequence[str]], release: Release) -> float | None:
+    """Mean share of the champion's products, those that the release has as well, that are among ours."""
     kept = [[p for p in answer if release.product(p) is not None] for answer in theirs]
     same = [len(set(new) & set(old)) / len(old) for new, old in zip(ours, kept, strict=True) if old]
-    return Replay(p99(our_ms), p99(champion_ms), round(float(np.mean(same)), 4) if same else None)
+    return round(float(np.mean(same)), 4) if same else None
 
 
 def ask(release: Release, product_ids: Sequence[str]) -> tuple[list[list[str]], np.ndarray]:

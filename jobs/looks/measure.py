@@ -58,22 +58,42 @@ def fold_of(content: Content, config: TrainLooksConfig) -> np.ndarray:
     return np.asarray(np.random.default_rng(config.seed).permutation(content.num_nodes) % config.folds)
 
 
-def cross_validate(content: Content, graph: LookGraph, config: TrainLooksConfig) -> dict[str, LookScore]:
-    """Every model, every fold. Sources without a link are not asked: nobody knows their truth."""
+def cross_validate(
+    content: Content, graph: LookGraph, config: TrainLooksConfig, truth: LookGraph | None = None
+) -> dict[str, LookScore]:
+    """Every model, every fold, judged by `truth` (none = the links themselves).
+
+    Sources without a link in the truth are not asked: nobody knows what goes with them.
+    """
     folds_N = fold_of(content, config)
-    truth = graph.neighbours()
-    parts: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {name: [] for name in ORDER}
+    truth = truth or graph
+    parts: dict[str, list[LookScore]] = {name: [] for name in ORDER}
     for fold in range(config.folds):
         held_out_N = folds_N == fold
         seen = graph.without_nodes(held_out_N)
-        sources = np.flatnonzero(held_out_N & (truth.degrees(np.arange(content.num_nodes)) > 0))
-        if not len(sources):
+        if not (held_out_N & has_links(truth)).any():
             continue
         for name in ORDER:
-            model = TRAIN[name](content, seen, config)
-            found = [link_scores(model.scores(np.array([s]))[0], int(s), truth.of_node(int(s))) for s in sources]
-            parts[name].append((np.array([recall for recall, _ in found]), np.array([auc for _, auc in found])))
-    return {name: LookScore(*(np.concatenate(side) for side in zip(*measured, strict=True))) for name, measured in parts.items()}
+            parts[name].append(judge(TRAIN[name](content, seen, config), truth, held_out_N))
+    return {
+        name: LookScore(
+            np.concatenate([score.recall_at_10_B for score in scores]), np.concatenate([score.auc_B for score in scores])
+        )
+        for name, scores in parts.items()
+    }
+
+
+def has_links(truth: LookGraph) -> np.ndarray:
+    """(N,) bool."""
+    return truth.neighbours().degrees(np.arange(truth.num_nodes)) > 0
+
+
+def judge(model: LookModel, truth: LookGraph, asked_N: np.ndarray) -> LookScore:
+    """A trained model on the sources of the mask that have links in `truth`."""
+    neighbours = truth.neighbours()
+    sources = np.flatnonzero(asked_N & has_links(truth))
+    found = [link_scores(model.scores(np.array([s]))[0], int(s), neighbours.of_node(int(s))) for s in sources]
+    return LookScore(np.array([recall for recall, _ in found]), np.array([auc for _, auc in found]))
 
 
 def link_scores(scores_N: np.ndarray, source: int, linked: np.ndarray) -> tuple[float, float]:

@@ -5,6 +5,7 @@ feed.jsonl                       one row a product, in the columns of the feed c
 scenes/scene-<number>.jpg        street scenes
 queries.jsonl                    one row a scene: path, product_ids, boxes (xyxy pixels), categories, occluded_frac, kind
 outfits.jsonl                    sets that go well together by the rules of outfits.py: kind, product_ids
+partners.jsonl                   for some products everything that those rules allow beside it: what a look is judged by
 faults.json                      what is wrong on purpose: rows and files
 _done.json                       settings and counts; written last
 
@@ -29,13 +30,14 @@ from tqdm import tqdm
 
 from jobs.config import JobError, RenderConfig
 from jobs.render.faults import BadFile, add_bad_rows, choose_bad_files
-from jobs.render.outfits import make_outfits
+from jobs.render.outfits import make_outfits, partners
 from jobs.render.products import RenderedProduct, make_products
 from jobs.render.scenes import street_scene
 from jobs.render.studio import NUM_VIEWS, studio_photo
 
-FORMAT = 1  # raise it when the same settings give other files
+FORMAT = 2  # raise it when the same settings give other files
 DONE = "_done.json"
+MAX_PARTNERED = 240  # products whose partners are written down, in partners.jsonl
 CHUNK = 16  # products or scenes per task of a worker
 JPEG_QUALITY = 90
 MAX_IN_SCENE = 4
@@ -87,6 +89,8 @@ def write_feed(config: RenderConfig, *, progress: bool = True) -> FeedCounts:
     write_lines(aside / "feed.jsonl", rows)
     write_lines(aside / "queries.jsonl", queries)
     write_lines(aside / "outfits.jsonl", (asdict(outfit) for outfit in outfits))
+    fitting = partners(products, MAX_PARTNERED)
+    write_lines(aside / "partners.jsonl", ({"product_id": p, "type": "fits", "linked": linked} for p, linked in fitting))
     faults = {"rows": bad_rows, "files": [asdict(file) | {"image_uri": file.image_uri} for file in files]}
     write_aside(aside / "faults.json", json.dumps(faults, indent=1).encode())
 

@@ -9,7 +9,7 @@ The rules:
 4. Pattern. At most one product is patterned.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from colorsys import rgb_to_hsv
 from dataclasses import dataclass
 
@@ -39,6 +39,7 @@ KINDS = {
     "outfit-extra": (("top", "bottom", "shoes", "bag", "extra"), ("dress", "shoes", "bag", "extra")),
     "room": (("lamp", "vase", "mug"),),
 }
+TOGETHER = {(a, b) for sets in KINDS.values() for slots in sets for a in slots for b in slots if a != b}
 TRIES = 80  # products looked at for a slot before the outfit is given up
 
 
@@ -92,3 +93,24 @@ def make_outfits(products: Sequence[RenderedProduct], seed: int) -> list[Outfit]
         if len(chosen) == len(slots):
             outfits.append(Outfit(kind, tuple(product.product_id for product in chosen)))
     return outfits
+
+
+def partners(products: Sequence[RenderedProduct], num: int) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """The first `num` products that have any, each with every product that may be in a set with it.
+
+    Outfits are drawn from these: of the dozens of bags that go with a dress an outfit holds one, so outfits that a model has not
+    seen cannot be told from what else keeps the rules, and a proposal is judged by the rules themselves.
+    """
+    found = 0
+    for product in products:
+        if found == num:
+            return
+        slot = SLOTS.get(product.spec.leaf, "")
+        fitting = tuple(
+            other.product_id
+            for other in products
+            if (slot, SLOTS.get(other.spec.leaf, "")) in TOGETHER and goes_with(product, other)
+        )
+        if fitting:
+            found += 1
+            yield product.product_id, fitting

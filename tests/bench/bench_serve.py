@@ -9,6 +9,7 @@ on a stream with 30 % known photos; products put while it is searched; releases 
 
 import argparse
 import contextlib
+import json
 import subprocess
 import sys
 import tempfile
@@ -34,6 +35,7 @@ from tests.load.generator import Running, load
 from tests.load.shops import Shop, make_shop
 from tests.parts import ROOT, endpoint, free_port
 
+PARTS = ("hash", "vector", "look", "cascade", "insert", "switch")
 BATCH = 8
 PUT_RATE = 20.0  # products a second
 PRODUCT_SEARCH_USD = 4.50  # Google Product Search, 1,000 queries (cloud.google.com/vision/product-search/pricing)
@@ -152,6 +154,25 @@ def vector_figures(url: str, shop: Shop, seconds: float) -> dict[str, Any]:
     }
 
 
+def look_figures(url: str, shop: Shop, seconds: float) -> dict[str, Any]:
+    """A product's look, one client, beside the proxy's floor; the two take turns."""
+    links = (Config.load(shop.conf).train_looks.links[0]).read_text().splitlines()
+    product_id = json.loads(links[0])["product_ids"][0]
+    asked = f"{url}/v1/products/{product_id}/look"
+    assert httpx.get(asked).json()["look"], f"{product_id} has no look"
+    floor, look = [], []
+    for _ in range(2):
+        floor.append(load(f"{url}/healthz", shop.known, seconds / 4, clients=1, method="GET"))
+        look.append(load(asked, shop.known, seconds / 4, clients=1, method="GET"))
+    p50 = {name: median(run.ms(0.5) for run in runs) for name, runs in (("floor", floor), ("look", look))}
+    return {
+        "p50_ms": round(p50["look"], 2),
+        "floor_p50_ms": round(p50["floor"], 2),
+        "over_floor_ms": round(p50["look"] - p50["floor"], 2),
+        "failed": sum(run.failed for run in look),
+    }
+
+
 def cascade_figures(shop: Shop, seconds: float) -> dict[str, Any]:
     """CPU seconds of 1,000 queries, 30 % of them known photos, with the hash stage and without it."""
     spent = {}
@@ -238,10 +259,10 @@ def main() -> None:
     parser.add_argument("--conf", type=Path, help="ignored: the catalog is generated")
     parser.add_argument("--seconds", type=float, default=20.0, help="of each measured run")
     parser.add_argument("--products", type=int, default=240)
-    parser.add_argument("--only", nargs="*", choices=["hash", "vector", "cascade", "insert", "switch"], help="some of the parts")
+    parser.add_argument("--only", nargs="*", choices=PARTS, help="some of the parts")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
-    wanted = args.only or ["hash", "vector", "cascade", "insert", "switch"]
+    wanted = args.only or PARTS
     figures: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as temp:
         shop = make_shop(Path(temp), args.products, {"watch_s": 1.0})
@@ -251,6 +272,8 @@ def main() -> None:
                 figures["hash"] = show("hash", hash_figures(url, shop, args.seconds))
             if "vector" in wanted:
                 figures["vector"] = show("vector", vector_figures(url, shop, args.seconds))
+            if "look" in wanted:
+                figures["look"] = show("look", look_figures(url, shop, args.seconds))
             if "switch" in wanted:
                 figures["switch"] = show("switch", switch_figures(url, shop, args.seconds))
             if "insert" in wanted:

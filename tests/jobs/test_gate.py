@@ -69,7 +69,13 @@ def test_a_refused_release_is_recorded_and_shown(
     built_store: BuiltStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     page = tmp_path / "gate"
-    settings = ["index.seed=99", f"gate.report={page}", "gate.photo_recall_at_10={least: 1.0, drop_frac: 0}"]
+    (tmp_path / "texts.txt").write_text("red boot\n\nstriped mug\n")
+    settings = [
+        "index.seed=99",
+        f"gate.report={page}",
+        f"gate.texts={tmp_path / 'texts.txt'}",
+        "gate.photo_recall_at_10={least: 1.0, drop_frac: 0}",
+    ]
     config = Config.load(built_store.conf, settings)
     served = champion(config.registry, config.store)
     with pytest.raises(JobError, match=r"gate\.photo_recall_at_10\.least is 1: not published, the champion stays") as refused:
@@ -83,6 +89,7 @@ def test_a_refused_release_is_recorded_and_shown(
     both = {"recall_at_10", "photo_recall_at_10", "p99_ms", "bytes_per_crop", "accepted_rows_frac", "products"}
     assert all(figures[name]["champion"] is not None for name in both - {"accepted_rows_frac"})
     assert figures["accepted_rows_frac"]["value"] < 1 and figures["same_results_frac"]["value"] == 1.0
+    assert figures["same_text_results_frac"]["value"] == 1.0
     built = next(stage for stage in summary["stages"] if stage["name"] == "build_shards")["counts"]
     assert built["built"] == 0 and built["reused"] == built["shards"], "the same rows: every shard was linked"
 

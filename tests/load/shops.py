@@ -32,6 +32,7 @@ def make_shop(folder: Path, num_products: int, serve: dict[str, Any]) -> Shop:
         "render": {"folder": str(rendered), "num_products": num_products, "num_scenes": NUM_PHOTOS},
         "feed": {"uri": str(rendered / "feed.jsonl"), "max_reject_frac": 0.5},
         "serve": serve,
+        "train_looks": {"links": [str(rendered / "outfits.jsonl")], "model": "cooccurrence"},
     }
     conf = write_conf(folder, sections)
     run(conf, "jobs.render_catalog")

@@ -11,7 +11,7 @@ from PIL import Image, UnidentifiedImageError
 from jobs.config import JobError, RenderConfig
 from jobs.render.faults import BAD_ROWS
 from jobs.render.feed import aside_folder, write_feed
-from jobs.render.outfits import SLOTS, goes_with, make_outfits
+from jobs.render.outfits import SLOTS, goes_with, make_outfits, partners
 from jobs.render.products import make_products
 
 NUM = 200
@@ -129,6 +129,14 @@ def test_a_folder_of_someone_else_is_left_alone(tmp_path: Path) -> None:
     with pytest.raises(JobError, match="no generated catalog"):
         write_feed(config_for(tmp_path), progress=False)
     assert (tmp_path / "mine.txt").read_text() == "keep"
+
+
+def test_partners_are_what_outfits_are_drawn_from() -> None:
+    products = make_products(NUM, 7)
+    fitting = dict(partners(products, NUM))
+    assert list(partners(products, 3)) == list(fitting.items())[:3]
+    for outfit in make_outfits(products, 7):
+        assert all(b in fitting[a] for a in outfit.product_ids for b in outfit.product_ids if a != b)
 
 
 def test_outfits_keep_their_rules() -> None:
