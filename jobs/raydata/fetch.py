@@ -32,7 +32,7 @@ MAX_PAUSE_S = 86_400  # of Retry-After that is believed
 
 
 class FetchError(ValueError):
-    """No bytes. `reason` is one of fetch_failed, timeout, host_down, empty, too_large, bad_scheme, bad_host, bad_bucket.
+    """No bytes. `reason` is one of fetch_failed, timeout, host_down, empty, too_large, bad_scheme, bad_host (or bucket).
 
     `detail` says what was found; `passing`: another request soon may do better; `pause_s`: how long the host asks to wait.
     """
@@ -187,7 +187,7 @@ class Fetcher:
         if scheme in WEB and self.rules.hosts and not is_allowed(host := host_of(uri), self.rules.hosts):
             raise FetchError("bad_host", f"{host}; feed.hosts allows {', '.join(self.rules.hosts)}")
         if scheme in STORES and self.rules.buckets and (bucket := bucket_of(uri)) not in self.rules.buckets:
-            raise FetchError("bad_bucket", f"{bucket}; feed.buckets allows {', '.join(self.rules.buckets)}")
+            raise FetchError("bad_host", f"bucket {bucket}; feed.buckets allows {', '.join(self.rules.buckets)}")
 
     def _check_size(self, num_bytes: int) -> None:
         if num_bytes > self.rules.max_bytes:

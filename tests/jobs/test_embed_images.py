@@ -224,6 +224,7 @@ class Dated(SimpleHTTPRequestHandler):
         """Quiet."""
 
 
+@pytest.mark.slow
 def test_photos_that_changed_behind_their_uri(tmp_path: Path, weights: Path, ray_local: None) -> None:
     """Asked for again: one has other bytes, one is away, one is no picture now, two are the same; the table is one of old."""
     photos, tables = tmp_path / "photos", Tables(str(tmp_path / "store" / "tables"))

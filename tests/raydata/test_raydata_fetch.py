@@ -162,6 +162,6 @@ def test_hosts_and_buckets_that_are_not_allowed(site: str) -> None:
         assert reason(fetcher, uri) == "bad_host"
     assert reason(fetcher, f"{site}/abroad") == "bad_host"
     assert Photos.asked == [("127.0.0.1", "/abroad")], "the other host was asked before it was checked"
-    assert reason(fetcher, "s3://others/a.jpg") == "bad_bucket"
+    assert reason(fetcher, "s3://others/a.jpg") == "bad_host"
     assert fetcher.fetch(f"{site}/ok").data == b"photo"
     assert is_allowed("cdn.shop.example", rules.hosts) and is_allowed("a.b.shop.example", rules.hosts)
