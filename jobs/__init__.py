@@ -2,7 +2,7 @@
 
     feed (JSONL, CSV, Parquet, Delta)
       curate_catalog    Spark     feed                       -> listings, rejects, products, images
-      embed_images      Ray Data  images                     -> fetches, features
+      embed_images      Ray Data  images                     -> fetches, checks, features
       group_duplicates  Spark     features                   -> duplicates
       train_looks       torch     products, features, links  -> looks: what goes with what (only where there are links)
       train_index       Ray       products, images, features -> templates, plan of the release

@@ -15,6 +15,7 @@ from serve.settings import ConfigError, Section, Settings, parse, read_yaml
 from serve.vision.spec import Preprocess
 
 WRONG_SETTINGS_EXIT_CODE = 2  # argparse's own, too
+HostName = Annotated[str, Field(pattern=r"^(\*\.)?[a-z0-9]([a-z0-9.:_-]*[a-z0-9])?$")]  # no scheme, no port, lower case
 StartFile = Annotated[Path, AfterValidator(Path.absolute)]  # Ray's workers run in a folder of their own
 
 
@@ -29,6 +30,13 @@ class FeedConfig(Section):
     max_reject_frac: float = Field(0.05, ge=0, le=1, description="more bad rows than this: nothing is changed")
     max_withdrawn_frac: float = Field(0.5, ge=0, le=1, description="a feed that drops more of the catalog is refused")
     schemes: tuple[str, ...] = ("file", "https", "s3", "gs")
+    hosts: tuple[HostName, ...] = Field(
+        (), description="that http(s) photos may come from, redirects too; *.shop.example = all below it; none = all"
+    )
+    buckets: tuple[str, ...] = Field((), description="that s3:// and gs:// photos may come from; none = all")
+    refetch_days: float | None = Field(
+        None, gt=0, description="photos looked at longer ago are asked for again: has this one changed? none = never"
+    )
 
 
 class SparkConfig(Section):
@@ -55,14 +63,25 @@ class EmbedConfig(Section):
 
     decode_actors: int = Field(1, ge=1)
     decode_cpus: float = Field(0.5, gt=0)
+    decode_blocks: int = Field(
+        2, ge=1, description="in the hands of one actor: one waits for its last photos, the next is fetched"
+    )
     embed_actors: int = Field(1, ge=1)
     embed_cpus: float = Field(1.0, gt=0)
     embed_gpus: float = Field(0.0, ge=0)
     batch_size: int = Field(32, ge=1)
     block_rows: int = Field(64, ge=1, description="images a block: what a kill may cost")
     round_images: int = Field(1_000_000, ge=1, description="images a commit; bounds the driver's memory, about 1 kB each")
-    fetch_threads: int = Field(8, ge=1)
-    fetch_timeout_s: float = Field(20.0, gt=0)
+    fetch_threads: int = Field(8, ge=1, description="of each decode actor, as all fetch_* here")
+    fetch_per_host: int = Field(4, ge=1, description="connections to one host")
+    fetch_interval_s: float = Field(0.0, ge=0, description="between two requests to one host")
+    fetch_timeout_s: float = Field(20.0, gt=0, description="of one request")
+    fetch_attempts: int = Field(3, ge=1, le=10, description="requests for one photo, where the fault may pass")
+    fetch_total_s: float = Field(60.0, gt=0, description="for one photo from its first request on; longest Retry-After obeyed")
+    fetch_host_failures: int = Field(
+        8, ge=1, description="photos in a row that a host does not give before it is given up for the run"
+    )
+    fetch_user_agent: str = Field("visual-search/0.1", pattern=r"^[ -~]+$", description="name an address of yours here")
     max_restarts: int = Field(3, ge=0, description="of one actor; a crash must not loop")
 
 

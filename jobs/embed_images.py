@@ -1,14 +1,18 @@
 """Every new image is fetched, decoded and embedded once per bundle: boxes, categories, hashes, embeddings.
 
-Reads   images (at one exact version), fetches and features of earlier runs, the bundle, the image files
-Writes  features (one row an image and crop), fetches (one row an image URI: embedded, or rejected with its reason)
+Reads   images (at one exact version), fetches, checks and features of earlier runs, the bundle, the image files
+Writes  features (one row an image and crop), fetches (one row an image URI: embedded, or rejected with its reason), checks (one
+        row an image URI that was asked for again and had not changed)
 Engine  Ray Data streams, the driver stages, delta-rs commits once a table
 
     python -m jobs.embed_images --conf conf/local.yaml [--set section.key=value ...]
 
 Equal bytes under several URIs are one image. A URI is looked at once per bundle; rejected ones are tried again by every run only
-where the reason may pass (fetch_failed, timeout), others stay rejected until the feed names another URI. A run that was killed
-at any moment is carried through by the next one, from the last finished block. The same images again change no table.
+where the reason may pass (fetch_failed, timeout, host_down), others stay rejected until the feed names another URI. With
+feed.refetch_days photos that were looked at longer ago are asked for again (If-None-Match, If-Modified-Since; of files the time
+and the size): other bytes are embedded, and the URI has them from then on; where there are none, the photo stays as it was. A run
+that was killed at any moment is carried through by the next one, from the last finished block. The same images again change no
+table that a release is made of.
 """
 
 import logging
@@ -22,14 +26,15 @@ from deltalake import DeltaTable
 
 from jobs.config import Config, JobError, run_job
 from jobs.failpoint import failpoint
-from jobs.raydata.actors import DUPLICATE, Decoder, Embedder, start_claims
+from jobs.raydata.actors import ASKED, DUPLICATE, Decoder, Embedder, start_claims
 from jobs.raydata.delta import append, committed, ensure_table, pinned_version, upsert
-from jobs.raydata.fetch import TRANSIENT
+from jobs.raydata.fetch import TRANSIENT, fetch_rules
 from jobs.raydata.outcomes import EmbedResult, explode, outcomes, owners, staged
+from jobs.raydata.pending import fetched, pending_images
 from jobs.raydata.session import map_actors, progress, require, start_ray, stop_ray
 from jobs.raydata.staging import Plan, Stage, only_run
 from jobs.runs import configure_logging, pairs
-from jobs.tables import FEATURES, FETCHES, Tables, read_table, table_version
+from jobs.tables import CHECKS, FEATURES, FETCHES, Tables, table_version
 from serve.vision.bundle import BundleError, assemble_bundle, bundle_digest
 
 log = logging.getLogger("jobs.embed_images")
@@ -52,10 +57,10 @@ def run(config: Config) -> EmbedResult:
             log.info("run=%s resumed", resumed.plan.run_id)
             results.append(carry_through(config, tables, bundle_folder, resumed))
         images_version = pinned_version(tables, "images", written_by="jobs.curate_catalog")
-        pending = pending_images(tables, images_version, digest, retry=not resumed)
+        pending = pending_images(tables, images_version, digest, retry=not resumed, refetch_days=config.feed.refetch_days)
         for first in range(0, pending.num_rows, config.embed.round_images):
             some = pending.slice(first, config.embed.round_images)
-            number = max(committed(tables, name, APP_ID) for name in ("features", "fetches")) + 1
+            number = max(committed(tables, name, APP_ID) for name in ("features", "fetches", "checks")) + 1
             plan = Plan(f"embed-{number:06d}-{digest[:8]}", tables.root, images_version, digest, number, some.num_rows)
             results.append(carry_through(config, tables, bundle_folder, Stage.create(root, plan, some, "image_uri")))
     if not results:
@@ -65,6 +70,7 @@ def run(config: Config) -> EmbedResult:
         embedded=sum(r.embedded for r in results),
         duplicates=sum(r.duplicates for r in results),
         rejected=sum(r.rejected for r in results),
+        unchanged=sum(r.unchanged for r in results),
         images_per_s=results[-1].images_per_s if results else 0.0,
     )
 
@@ -76,37 +82,20 @@ def count_pending(config: Config) -> int:
     if version is None:
         return 0
     digest = bundle_digest(assemble_bundle(config.bundle, config.store.bundles, config.registry.uri))
-    return int(pending_images(tables, version, digest, retry=True).num_rows)
+    return int(pending_images(tables, version, digest, retry=True, refetch_days=config.feed.refetch_days).num_rows)
 
 
 def resumable(root: Path, tables: Tables, digest: str) -> Stage | None:
     """The stage that a killed run left for these tables and this bundle; stages of others are dropped."""
     found = None
     for stage in Stage.unfinished(root, "image_uri"):
-        if (stage.plan.tables, stage.plan.bundle_digest) == (tables.root, digest):
+        ours = (stage.plan.tables, stage.plan.bundle_digest) == (tables.root, digest)
+        if ours and stage.remaining().column_names == ASKED.names:
             found = stage
         else:
-            log.warning("run=%s dropped: it was staged for another bundle or other tables", stage.plan.run_id)
+            log.warning("run=%s dropped: it was staged for another bundle, other tables or by older code", stage.plan.run_id)
             stage.remove()
     return found
-
-
-def pending_images(tables: Tables, images_version: int, digest: str, *, retry: bool) -> pa.Table:
-    """Column image_uri: the distinct URIs to look at with this bundle, sorted. `retry`: those with passing reasons too."""
-    uris = pc.unique(read_table(tables, "images", ["image_uri"], images_version)["image_uri"])
-    settled = fetched(tables, digest)
-    if retry:
-        settled = settled.filter(pc.invert(pc.fill_null(pc.is_in(settled["reason"], pa.array(TRANSIENT)), False)))
-    left = uris.filter(pc.invert(pc.is_in(uris, settled["image_uri"])))
-    return pa.table({"image_uri": left}).sort_by("image_uri")
-
-
-def fetched(tables: Tables, digest: str) -> pa.Table:
-    """image_uri and reason (null = embedded) of every URI that was looked at with this bundle."""
-    columns = ["image_uri", "reason"]
-    if table_version(tables, "fetches") is None:
-        return pa.schema([FETCHES.field(name) for name in columns]).empty_table()
-    return DeltaTable(tables.path("fetches")).to_pyarrow_dataset().to_table(columns, pc.field("bundle_digest") == digest)
 
 
 def carry_through(config: Config, tables: Tables, bundle_folder: Path, stage: Stage) -> EmbedResult:
@@ -117,7 +106,6 @@ def carry_through(config: Config, tables: Tables, bundle_folder: Path, stage: St
         stage.finish()
         failpoint("embed:after_success")
     result = commit(tables, stage, rate)
-    failpoint("embed:after_fetches")
     stage.remove()
     return result
 
@@ -140,14 +128,9 @@ def stream(config: Config, tables: Tables, bundle_folder: Path, stage: Stage) ->
     images = map_actors(
         images,
         Decoder,
-        {
-            "schemes": config.feed.schemes,
-            "limits": config.decode,
-            "fetch_threads": embed.fetch_threads,
-            "fetch_timeout_s": embed.fetch_timeout_s,
-            "claims": claims,
-        },
+        {"rules": fetch_rules(config), "limits": config.decode, "claims": claims},
         actors=embed.decode_actors,
+        calls=embed.decode_blocks,
         batch_size=embed.block_rows,
         cpus=embed.decode_cpus,
         gpus=0,
@@ -191,11 +174,11 @@ def stored_ids(tables: Tables, digest: str, among: pa.ChunkedArray | None = None
 
 
 def commit(tables: Tables, stage: Stage, rate: float) -> EmbedResult:
-    """One commit into features, one into fetches; each only once, whatever was killed in between."""
+    """One commit into features, one into fetches, one into checks; each only once, whatever was killed in between."""
     number, digest = stage.plan.commit_number, stage.plan.bundle_digest
     rows = staged(stage)
     duplicates = rows.filter(pc.equal(rows["status"], DUPLICATE))["image_id"]
-    fetches, result = outcomes(rows, stage.plan, rate, stored_ids(tables, digest, duplicates))
+    fetches, checks, result = outcomes(rows, stage.plan, rate, stored_ids(tables, digest, duplicates))
     ensure_table(tables, "features", FEATURES)
     ensure_table(tables, "fetches", FETCHES)
     if result.embedded and committed(tables, "features", APP_ID) < number:
@@ -204,32 +187,42 @@ def commit(tables: Tables, stage: Stage, rate: float) -> EmbedResult:
     failpoint("embed:after_features")
     if committed(tables, "fetches", APP_ID) < number:
         commit_fetches(tables, fetches, digest, number)
-    reasons = {r["values"]: r["counts"] for r in pc.value_counts(fetches["reason"].drop_null()).to_pylist()}
-    log.info(
-        "run=%s images=%d embedded=%d duplicates=%d rejected=%d %s",
-        stage.plan.run_id,
-        result.images_in,
-        result.embedded,
-        result.duplicates,
-        result.rejected,
-        pairs(reasons),
-    )
+    failpoint("embed:after_fetches")
+    if checks.num_rows and committed(tables, "checks", APP_ID) < number:
+        ensure_table(tables, "checks", CHECKS)
+        upsert(tables, "checks", checks, ("image_uri", "bundle_digest"), APP_ID, number)
+    report(stage, rows, result)
     return result
+
+
+def report(stage: Stage, rows: pa.Table, result: EmbedResult) -> None:
+    """Says what became of the images, and which hosts were given up."""
+    counts = {name: num for name, num in vars(result).items() if name != "images_per_s"}
+    reasons = {r["values"]: r["counts"] for r in pc.value_counts(rows["reason"].drop_null()).to_pylist()}
+    log.info("run=%s %s %s", stage.plan.run_id, pairs(counts), pairs(reasons))
+    for why in pc.unique(rows.filter(pc.equal(rows["reason"], "host_down"))["detail"]).to_pylist():
+        log.warning("run=%s given up until the next run: %s", stage.plan.run_id, why)
 
 
 def commit_fetches(tables: Tables, fetches: pa.Table, digest: str, number: int) -> None:
     """One commit of what is new. A URI that was tried again and failed alike is no news: no row, and maybe no commit."""
     before = fetched(tables, digest)
     before = before.filter(pc.is_in(before["image_uri"], fetches["image_uri"]))
-    reason_before = dict(zip(before["image_uri"].to_pylist(), before["reason"].to_pylist(), strict=True))
-    pairs_now = zip(fetches["image_uri"].to_pylist(), fetches["reason"].to_pylist(), strict=True)
-    news = fetches.filter(pa.array([uri not in reason_before or reason_before[uri] != reason for uri, reason in pairs_now]))
+    fates_before = dict(zip(before["image_uri"].to_pylist(), fates(before), strict=True))
+    fates_now = zip(fetches["image_uri"].to_pylist(), fates(fetches), strict=True)
+    news = fetches.filter(pa.array([uri not in fates_before or fates_before[uri] != fate for uri, fate in fates_now], pa.bool_()))
     if not news.num_rows:
         return
-    if reason_before:
+    if fates_before:
         upsert(tables, "fetches", news, ("image_uri", "bundle_digest"), APP_ID, number)
     else:
         append(tables, "fetches", FETCHES, news.to_batches(), APP_ID, number)
+
+
+def fates(rows: pa.Table) -> list[tuple[str | None, str | None]]:
+    """What became of each URI. One reason that may pass is like another: which one it is differs from night to night."""
+    told = zip(rows["reason"].to_pylist(), rows["image_id"].to_pylist(), strict=True)
+    return [("passing", None) if reason in TRANSIENT else (reason, image_id) for reason, image_id in told]
 
 
 def main() -> None:

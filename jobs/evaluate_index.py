@@ -47,6 +47,7 @@ from jobs.evaluation.waterfall import Pair, Waterfall, charge
 from jobs.evaluation.waterfall_report import write_waterfall
 from jobs.failpoint import failpoint
 from jobs.gate import GATE_EXIT_CODE, Figure, catalog_figures, judge
+from jobs.raydata.fetch import fetch_rules
 from jobs.raydata.session import progress, start_ray
 from jobs.runs import configure_logging, pairs
 from jobs.tables import Tables
@@ -292,7 +293,7 @@ def calibrate_hashes(config: Config, shards: list[Shard]) -> HashExit:
     photos = [(row, sample.uris[row]) for row in range(sample.num_probes)]
     probe = ray.remote(num_cpus=1)(probe_photos)
     tasks = [
-        probe.remote(photos[i : i + PROBED_AT_ONCE], config.feed.schemes, config.decode, config.embed.fetch_timeout_s)
+        probe.remote(photos[i : i + PROBED_AT_ONCE], fetch_rules(config), config.decode)
         for i in range(0, len(photos), PROBED_AT_ONCE)
     ]
     probes = [found for part in ray.get(tasks) for found in part]

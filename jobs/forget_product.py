@@ -120,7 +120,7 @@ def drop_orphans(tables: Tables) -> int:
     if table_version(tables, "images") is None or table_version(tables, "fetches") is None:
         return 0
     uris = pc.unique(read_table(tables, "images", ["image_uri"])["image_uri"])
-    num = keep_rows(tables, "fetches", pc.field("image_uri").isin(uris))
+    num = sum(keep_rows(tables, name, pc.field("image_uri").isin(uris)) for name in ("fetches", "checks"))
     named = pc.unique(read_table(tables, "fetches", ["image_id"])["image_id"])
     return num + keep_rows(tables, "features", pc.field("image_id").isin(named))
 

@@ -1,7 +1,7 @@
 """The Delta tables: one name, one schema, one writer engine each.
 
-Spark writes listings, rejects, products, images and duplicates; delta-rs (`deltalake`) writes features and
-fetches from the Ray job, each in one idempotent commit, and runs from nightly. No deletion vectors, no column mapping: Ray
+Spark writes listings, rejects, products, images and duplicates; delta-rs (`deltalake`) writes features, fetches and
+checks from the Ray job, each in one idempotent commit, and runs from nightly. No deletion vectors, no column mapping: Ray
 reads them. Tables hold URIs and hashes, never pixels.
 """
 
@@ -41,6 +41,22 @@ FETCHES = pa.schema(
         pa.field("detail", pa.string()),
         pa.field("num_bytes", pa.int64()),
         pa.field("run_id", pa.string(), nullable=False),
+        pa.field("etag", pa.string()),  # what the server said of these bytes (jobs.raydata.fetch.Validator)
+        pa.field("last_modified", pa.string()),
+        pa.field("fetched_at", pa.timestamp("us", "UTC")),
+    ]
+)
+
+# One row per image_uri x bundle that was asked for again and is what it was: when, and what the server said then. No release is
+# made of it, so that a night on which no photo changed makes none.
+CHECKS = pa.schema(
+    [
+        pa.field("image_uri", pa.string(), nullable=False),
+        pa.field("bundle_digest", pa.string(), nullable=False),
+        pa.field("run_id", pa.string(), nullable=False),
+        pa.field("etag", pa.string()),
+        pa.field("last_modified", pa.string()),
+        pa.field("fetched_at", pa.timestamp("us", "UTC"), nullable=False),
     ]
 )
 
@@ -110,6 +126,7 @@ TABLE_NAMES = (
     "images",
     "duplicates",
     "fetches",
+    "checks",
     "features",
     "feedback",
     "judgments",

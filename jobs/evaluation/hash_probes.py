@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from jobs.raydata.fetch import Fetcher, FetchError
+from jobs.raydata.fetch import FetchError, FetchRules
+from jobs.raydata.polite import PoliteFetcher
 from serve.index.hash_exit import HashExit, Probe, calibrate, distortions
 from serve.index.hash_table import HashTable
 from serve.index.shard import Shard
@@ -40,16 +41,16 @@ def sample_catalog(shards: list[Shard], num_probes: int, seed: int) -> CatalogSa
     )
 
 
-def probe_photos(photos: list[tuple[int, str]], schemes: tuple[str, ...], limits: DecodeLimits, timeout_s: float) -> list[Probe]:
+def probe_photos(photos: list[tuple[int, str]], rules: FetchRules, limits: DecodeLimits) -> list[Probe]:
     """Every distortion of each photo (its row, its URI) that can still be fetched and read."""
-    fetcher = Fetcher(schemes, limits.max_bytes, timeout_s)
     probes = []
-    for row, uri in photos:
-        try:
-            data = fetcher.fetch(uri)
-            probes += [Probe(row, name, fingerprint_bytes(seen, limits)) for name, seen in distortions(data, limits)]
-        except (FetchError, ImageError):
-            continue  # gone or changed since it was embedded: nothing to compare with; the caller counts
+    with PoliteFetcher(rules) as fetcher:
+        for row, uri in photos:
+            try:
+                data = fetcher.fetch(uri)
+                probes += [Probe(row, name, fingerprint_bytes(seen, limits)) for name, seen in distortions(data, limits)]
+            except (FetchError, ImageError):
+                continue  # gone or changed since it was embedded: nothing to compare with; the caller counts
     return probes
 
 

@@ -5,14 +5,14 @@ Letters: N catalog crops (a product's side by side), P products, Q query crops, 
 
 import logging
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from jobs.config import Config, JobError
 from jobs.raydata.delta import pinned_version
-from jobs.raydata.fetch import Fetcher, FetchError
+from jobs.raydata.fetch import FetchError, fetch_rules
+from jobs.raydata.polite import PoliteFetcher
 from jobs.raydata.session import progress
 from jobs.tables import Tables, read_table
 from serve.vision.bundle import Bundle
@@ -143,16 +143,15 @@ def fill_shelf(config: Config, products: Sequence[ShelfProduct], bundle: Bundle)
 
 def read_photos(config: Config, photos: Sequence[tuple[int, str]]) -> Iterator[tuple[list[int], list[str], list[np.ndarray]]]:
     """Rows, image ids and (H, W, 3) uint8 pixels of the readable photos, ANALYSED_AT_ONCE at most, in their order."""
-    fetcher = Fetcher(config.feed.schemes, config.decode.max_bytes, config.embed.fetch_timeout_s)
-    with GuardedDecoder(config.decode) as decoder, ThreadPoolExecutor(config.embed.fetch_threads) as threads:
+    with GuardedDecoder(config.decode) as decoder, PoliteFetcher(fetch_rules(config)) as fetcher:
         for start in range(0, len(photos), ANALYSED_AT_ONCE):
             some = photos[start : start + ANALYSED_AT_ONCE]
             rows: list[int] = []
             ids: list[str] = []
             pixels: list[np.ndarray] = []
-            for (row, _), fetched in zip(some, [threads.submit(fetcher.fetch, uri) for _, uri in some], strict=True):
+            for (row, _), fetched in zip(some, [fetcher.submit(uri) for _, uri in some], strict=True):
                 try:
-                    data = fetched.result()
+                    data = fetched.result().whole
                     pixels.append(decoder.decode(data))
                 except (FetchError, ImageError):
                     continue  # counted by the caller

@@ -1,12 +1,14 @@
 """The actors of embed_images: fetch and decode, embed, and who owns which bytes.
 
-    image_uri -> Decoder -> DECODED -> Embedder -> ROWS        one row per image_uri all the way: rows in = rows out
+    ASKED -> Decoder -> DECODED -> Embedder -> ROWS        one row per image_uri all the way: rows in = rows out
 
 A row that is not an image stays a row, with its reason; nothing raises for one bad image. Each actor only wraps the kernel.
 """
 
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, as_completed
+from datetime import UTC, datetime
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -15,25 +17,41 @@ import pyarrow as pa
 import ray
 from ray.actor import ActorHandle
 
-from jobs.raydata.fetch import Fetcher, FetchError
+from jobs.raydata.fetch import Fetched, FetchError, FetchRules, Validator
+from jobs.raydata.polite import PoliteFetcher
 from serve.vision.bundle import Bundle, CropFeatures
 from serve.vision.guarded import GuardedDecoder
 from serve.vision.image import ImageError, image_id_of
 from serve.vision.spec import DecodeLimits, RuntimeConfig
 
-EMBEDDED, DUPLICATE, REJECTED = "embedded", "duplicate", "rejected"
+EMBEDDED, DUPLICATE, REJECTED, UNCHANGED = "embedded", "duplicate", "rejected", "unchanged"
 CLAIM_ROWS = 8  # images whose bytes are claimed in one call
 YIELD_BYTES = 64_000_000  # bounds the memory of a block of large photos
 
+# What is to be looked at. Of an image that is asked for again: its status so far, its bytes then, and their Validator.
+ASKED = pa.schema(
+    [
+        pa.field("image_uri", pa.string(), nullable=False),
+        pa.field("known", pa.string()),
+        pa.field("image_id", pa.string()),
+        pa.field("etag", pa.string()),
+        pa.field("last_modified", pa.string()),
+    ]
+)
+
 # What both actors write about an image. status: embedded (on the way there, in DECODED), duplicate (another URI of equal
-# bytes carries the features) or rejected.
+# bytes carries the features), rejected, or unchanged (the bytes are those that were looked at before).
 _IMAGE = [
     pa.field("image_uri", pa.string(), nullable=False),
+    pa.field("known", pa.string()),
     pa.field("image_id", pa.string()),
     pa.field("status", pa.string(), nullable=False),
     pa.field("reason", pa.string()),
     pa.field("detail", pa.string()),
     pa.field("num_bytes", pa.int64()),
+    pa.field("etag", pa.string()),
+    pa.field("last_modified", pa.string()),
+    pa.field("fetched_at", pa.timestamp("us", "UTC"), nullable=False),
     pa.field("width", pa.int32()),
     pa.field("height", pa.int32()),
     pa.field("hash", pa.binary()),
@@ -85,30 +103,24 @@ def start_claims(stored_ids: list[str], owners: dict[bytes, str]) -> ActorHandle
 
 
 class Decoder:
-    """Reads image_uri, writes DECODED. Files are fetched by threads while those before them are decoded in a guarded process."""
+    """Reads ASKED, writes DECODED. Files are fetched by threads while those that have come are decoded in a guarded process.
 
-    def __init__(
-        self,
-        schemes: tuple[str, ...],
-        limits: DecodeLimits,
-        fetch_threads: int,
-        fetch_timeout_s: float,
-        claims: ActorHandle,
-    ) -> None:
-        self.fetcher = Fetcher(schemes, limits.max_bytes, fetch_timeout_s)
-        self.threads = ThreadPoolExecutor(fetch_threads, thread_name_prefix="fetch")
+    Calls may overlap, so that a block whose last photos are slow does not hold up the next one.
+    """
+
+    def __init__(self, rules: FetchRules, limits: DecodeLimits, claims: ActorHandle) -> None:
+        self.fetcher = PoliteFetcher(rules)
         self.decoder = GuardedDecoder(limits)
         self.claims = claims
 
     def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
-        """One row for each URI of `batch`, in its order, in tables of up to about YIELD_BYTES of pixels."""
-        uris: list[str] = batch["image_uri"].to_pylist()
-        fetched = [self.threads.submit(self.fetcher.fetch, uri) for uri in uris]
+        """One row for each URI of `batch`, as the files arrive, in tables of up to about YIELD_BYTES of pixels."""
+        asked = {self.fetcher.submit(row["image_uri"], known_validator(row)): row for row in batch.to_pylist()}
+        arriving = as_completed(list(asked))
         rows: list[dict[str, Any]] = []
         pixels: list[np.ndarray | None] = []
-        for start in range(0, len(uris), CLAIM_ROWS):  # files behind these are still on their way meanwhile
-            some = slice(start, start + CLAIM_ROWS)
-            claimed = [fetched_row(uri, future) for uri, future in zip(uris[some], fetched[some], strict=True)]
+        while some := list(islice(arriving, CLAIM_ROWS)):  # the others are still on their way meanwhile
+            claimed = [fetched_row(asked.pop(future), future) for future in some]
             self._mark_duplicates(claimed)
             pixels += [self._decode(row, row.pop("data", None)) for row in claimed]
             rows += claimed
@@ -141,13 +153,24 @@ class Decoder:
         return pixels
 
 
-def fetched_row(uri: str, future: "Future[bytes]") -> dict[str, Any]:
-    """The row of a fetched URI; its bytes under `data`."""
+def known_validator(asked: dict[str, Any]) -> Validator | None:
+    """Of the bytes that are known of a row of ASKED."""
+    return Validator(asked["etag"], asked["last_modified"]) if asked["known"] else None
+
+
+def fetched_row(asked: dict[str, Any], future: "Future[Fetched]") -> dict[str, Any]:
+    """The row of a URI that was fetched, or asked for; new bytes under `data`."""
+    row = {"image_uri": asked["image_uri"], "known": asked["known"], "fetched_at": datetime.now(UTC)}
     try:
-        data = future.result()
+        found = future.result()
     except FetchError as error:
-        return {"image_uri": uri, "status": REJECTED, "reason": error.reason, "detail": error.detail}
-    return {"image_uri": uri, "status": EMBEDDED, "image_id": image_id_of(data), "num_bytes": len(data), "data": data}
+        return row | {"status": REJECTED, "reason": error.reason, "detail": error.detail}
+    row |= {"etag": found.validator.etag, "last_modified": found.validator.last_modified}
+    image_id = asked["image_id"] if found.data is None else image_id_of(found.data)
+    if image_id == asked["image_id"]:
+        return row | {"status": UNCHANGED, "image_id": image_id}
+    assert found.data is not None
+    return row | {"status": EMBEDDED, "image_id": image_id, "num_bytes": len(found.data), "data": found.data}
 
 
 def decoded_table(rows: list[dict[str, Any]], pixels: list[np.ndarray | None]) -> pa.Table:

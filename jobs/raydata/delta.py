@@ -41,7 +41,10 @@ def committed(tables: Tables, name: str, app_id: str) -> int:
 
 
 def append(tables: Tables, name: str, schema: pa.Schema, batches: Iterable[pa.RecordBatch], app_id: str, number: int) -> int:
-    """Appends `batches` in one commit of `name`; returns the number of rows. Raises JobError where they do not arrive."""
+    """Appends `batches` in one commit of `name`; returns the number of rows. Raises JobError where they do not arrive.
+
+    Columns that the table lacks, because an earlier version of this code made it, are added to it; so does `upsert`.
+    """
     before = DeltaTable(tables.path(name)).count()
     num_rows = 0
 
@@ -52,7 +55,8 @@ def append(tables: Tables, name: str, schema: pa.Schema, batches: Iterable[pa.Re
             yield batch
 
     reader = pa.RecordBatchReader.from_batches(schema, counted())
-    write_deltalake(tables.path(name), reader, mode="append", commit_properties=transaction(app_id, number))
+    properties = transaction(app_id, number)
+    write_deltalake(tables.path(name), reader, mode="append", schema_mode="merge", commit_properties=properties)
     check_count(tables, name, before + num_rows)
     return num_rows
 
@@ -66,6 +70,7 @@ def upsert(tables: Tables, name: str, rows: pa.Table, keys: tuple[str, ...], app
         " AND ".join(f"old.{key} = new.{key}" for key in keys),
         source_alias="new",
         target_alias="old",
+        merge_schema=True,
         commit_properties=transaction(app_id, number),
     )
     done = merge.when_matched_update_all().when_not_matched_insert_all().execute()

@@ -96,9 +96,11 @@ def map_actors(
     cpus: float,
     gpus: float,
     max_restarts: int,
+    calls: int = 1,
 ) -> Dataset:
     """`dataset` through a fixed pool of `actor(**arguments)`, one Arrow table of up to `batch_size` rows a call.
 
+    `calls`: of one actor at the same time, in threads.
     Ray Data restarts a dying actor and retries its block without end unless told otherwise; here `max_restarts` bounds both.
     These two have no named parameter yet (deprecated from 2.60, gone in 2.64): this function is the only place to change.
     """
@@ -108,7 +110,7 @@ def map_actors(
             actor,
             batch_format="pyarrow",
             batch_size=batch_size,
-            compute=ActorPoolStrategy(size=actors),
+            compute=ActorPoolStrategy(size=actors, max_concurrent_calls_per_actor=calls, enable_true_multi_threading=calls > 1),
             fn_constructor_kwargs=arguments,
             num_cpus=cpus,
             num_gpus=gpus or None,

@@ -16,7 +16,7 @@ CHANGES = "raw STRING, place STRUCT<file: STRING, start: BIGINT, row: BIGINT>"
 
 def judged_changes(spark: SparkSession, rows: Iterable[Row], config: FeedConfig) -> DataFrame:
     """One judged row a product, see transforms.judged, and `stands_alone`: it was put with a photo since it was deleted last."""
-    plain = FeedConfig(schemes=config.schemes)  # these rows have our own names
+    plain = FeedConfig(schemes=config.schemes, hosts=config.hosts, buckets=config.buckets)  # these rows have our own names
     rows = sorted(rows, key=lambda row: row["at"])
     alone: dict[str, bool] = {}
     for row in rows:

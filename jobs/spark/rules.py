@@ -117,6 +117,21 @@ def _percent_encoded(path: Column) -> Column:
     return F.replace(F.replace(F.url_encode(path), F.lit("%2F"), F.lit("/")), F.lit("+"), F.lit("%20"))
 
 
+def is_allowed(uri: Column, hosts: tuple[str, ...], buckets: tuple[str, ...]) -> Column:
+    """Whether a URI's host (http, https) or bucket (s3, gs) is listed; an empty list names all, *.shop.example all below it.
+
+    The fetcher asks again, and of every redirect: it reads addresses as the HTTP client does.
+    """
+    host = F.lower(F.regexp_extract(uri, r"^[^:/]+://(?:[^/?#]*@)?([^/?#:]*)", 1))
+    bucket = F.regexp_extract(uri, r"^[^:/]+://([^/]*)", 1)
+    exact = [name for name in hosts if not name.startswith("*.")]
+    known = host.isin(*exact) if exact else F.lit(False)
+    for name in set(hosts) - set(exact):
+        known |= host.endswith(name[1:])
+    on_web = F.when(scheme(uri).isin("http", "https"), known if hosts else True)
+    return F.coalesce(on_web, F.when(scheme(uri).isin("s3", "gs"), bucket.isin(*buckets) if buckets else True), F.lit(True))
+
+
 def scheme(uri: Column) -> Column:
     """The scheme in lower case, "" for a path. One letter is no scheme; "//host/x" has one, but does not say which."""
     return F.when(uri.startswith("//"), "//").otherwise(F.lower(F.regexp_extract(uri, r"^([A-Za-z][A-Za-z0-9+.-]+):", 1)))

@@ -14,6 +14,7 @@ Rules, in the order they are checked (a deleted row needs a product_id and sound
     missing_title         none
     no_image              neither image_uri nor image_uris
     bad_scheme            an image URI whose scheme is not in feed.schemes
+    bad_host              an http(s) image URI whose host is not in feed.hosts, where that names any; of s3 and gs: feed.buckets
     bad_price             not a number from 0 on
     unknown_currency      no ISO 4217 code, or a price without any (feed.defaults.currency gives one)
     broken_category       an empty level, ".." and the like
@@ -148,6 +149,9 @@ def _first_fault(config: FeedConfig) -> Column:
     def scheme_unknown(uri: Column) -> Column:
         return ~rules.scheme(uri).isin(*config.schemes)
 
+    def place_unknown(uri: Column) -> Column:
+        return ~rules.is_allowed(uri, config.hosts, config.buckets)
+
     product_id, price, code = F.col("product.product_id"), F.col("product.price"), F.col("product.currency")
     bad_id = product_id.isNull() | (F.length(product_id) > rules.MAX_ID_CHARS) | product_id.rlike(r"\p{Cntrl}")
     malformed = F.struct(
@@ -164,6 +168,7 @@ def _first_fault(config: FeedConfig) -> Column:
         broken("missing_title", "title", F.col("product.title").isNull()),
         broken("no_image", "image_uri", F.size("images") == 0),
         broken("bad_scheme", "image_uri", F.exists("images", scheme_unknown), F.filter("images", scheme_unknown)[0]),
+        broken("bad_host", "image_uri", F.exists("images", place_unknown), F.filter("images", place_unknown)[0]),
         unread("bad_price", "price"),
         broken("unknown_currency", "currency", price.isNotNull() & ~rules.is_currency(code), code),
         unread("broken_category", "category"),

@@ -9,7 +9,6 @@ import hashlib
 import json
 import logging
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,8 @@ import ray
 from jobs.config import Config, JobError
 from jobs.evaluation.queries import Query, load_queries
 from jobs.raydata.delta import pinned_version
-from jobs.raydata.fetch import Fetcher, FetchError
+from jobs.raydata.fetch import FetchError, FetchRules, fetch_rules
+from jobs.raydata.polite import PoliteFetcher
 from jobs.raydata.session import map_actors, progress
 from jobs.runs import pairs
 from jobs.tables import Tables, read_table
@@ -70,10 +70,8 @@ def stage_catalog(config: Config) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     reasons: dict[str, int] = {}
     arguments = {
-        "schemes": config.feed.schemes,
+        "rules": fetch_rules(config),
         "limits": config.decode,
-        "fetch_threads": config.embed.fetch_threads,
-        "fetch_timeout_s": config.embed.fetch_timeout_s,
         "tile_px": training.tile_px,
     }
     tiles = map_actors(
@@ -179,21 +177,18 @@ def user_rows(
 class TileReader:
     """Reads PHOTO, writes TILE: each photo fetched, decoded by the guarded decoder, cut to its tile. Bad ones keep a reason."""
 
-    def __init__(
-        self, schemes: tuple[str, ...], limits: DecodeLimits, fetch_threads: int, fetch_timeout_s: float, tile_px: int
-    ) -> None:
-        self.fetcher = Fetcher(schemes, limits.max_bytes, fetch_timeout_s)
-        self.threads = ThreadPoolExecutor(fetch_threads, thread_name_prefix="fetch")
+    def __init__(self, rules: FetchRules, limits: DecodeLimits, tile_px: int) -> None:
+        self.fetcher = PoliteFetcher(rules)
         self.decoder = GuardedDecoder(limits)
         self.tile_px = tile_px
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         rows = batch.to_pylist()
-        fetched = [self.threads.submit(self.fetcher.fetch, row["uri"]) for row in rows]
+        fetched = [self.fetcher.submit(row["uri"]) for row in rows]
         for row, future in zip(rows, fetched, strict=True):
             row |= {"tile": None, "tile_box": None, "reason": None}
             try:
-                pixels = self.decoder.decode(future.result())
+                pixels = self.decoder.decode(future.result().whole)
             except FetchError as error:
                 row["reason"] = error.reason
                 continue

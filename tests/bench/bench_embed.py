@@ -29,6 +29,7 @@ from ray.data.extensions import ArrowTensorArray
 from jobs.config import Config
 from jobs.embed_images import stream
 from jobs.raydata.actors import pixel_column
+from jobs.raydata.pending import first_look
 from jobs.raydata.session import start_ray, stop_ray
 from jobs.raydata.staging import Plan, Stage
 from jobs.runs import configure_logging
@@ -133,7 +134,7 @@ def job_rates(config: Config, bundle_folder: Path, files: list[Path], folder: Pa
 
 def streamed(config: Config, bundle_folder: Path, uris: list[str], folder: Path, until: threading.Event) -> dict[str, float]:
     """One run of the job's stream."""
-    pending = pa.table({"image_uri": uris})
+    pending = first_look(uris)
     run_id = f"bench-{time.time_ns()}"
     plan = Plan(run_id, str(folder / "tables"), 0, bundle_digest(bundle_folder), 1, len(uris))
     stage = Stage.create(folder / "staging", plan, pending, "image_uri")

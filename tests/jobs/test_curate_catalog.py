@@ -104,6 +104,7 @@ BAD_ROWS: list[tuple[str, str, dict[str, Any] | str]] = [
     ("missing_title", "title=none", product("a", title=" ")),
     ("no_image", "image_uri=none", product("b", image_uri=None)),
     ("bad_scheme", "image_uri=ftp://x/y.jpg", product("c", image_uri="ftp://x/y.jpg")),
+    ("bad_host", "image_uri=https://evil/y.jpg", product("c2", image_uris=["https://cdn.shop/y.jpg", "https://evil/y.jpg"])),
     ("bad_price", "price=-1", product("d", price=-1)),
     ("unknown_currency", "currency=DOGE", product("e", currency="doge")),
     ("unknown_currency", "currency=none", product("f", currency=None)),
@@ -127,8 +128,8 @@ def test_every_rule_names_the_row_and_the_rest_goes_on(spark: SparkSession, tmp_
         product("back", updated_at="2026-01-02"),
     ]
     feed = write_feed(tmp_path / "shop", [*(row for _, _, row in BAD_ROWS), *duplicates])
-    result = run(config_of(tmp_path, uri=feed, max_reject_frac=0.9))
-    assert result == CurateResult(listings=22, rejects=16, products=3, images=3, changed=True)
+    result = run(config_of(tmp_path, uri=feed, max_reject_frac=0.9, hosts=["cdn.shop"]))
+    assert result == CurateResult(listings=23, rejects=17, products=3, images=3, changed=True)
     rejects = {row["raw"]: (row["reason"], row["detail"]) for row in table(tmp_path, "rejects")}
     for reason, detail, row in BAD_ROWS:
         raw = json.dumps({"malformed": row}, separators=(",", ":")) if isinstance(row, str) else json.dumps(row)

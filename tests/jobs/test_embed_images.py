@@ -14,7 +14,7 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from io import BytesIO
 from pathlib import Path
 from threading import Thread
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -68,7 +68,7 @@ def settings(folder: Path, weights: Path) -> Path:
         "feed": {"schemes": ["file", "http"]},
         "decode": {"max_bytes": 200_000},
         "ray": {"num_cpus": 2},
-        "embed": {"block_rows": 4, "batch_size": 4, "fetch_timeout_s": 1.0},
+        "embed": {"block_rows": 4, "batch_size": 4, "fetch_timeout_s": 1.0, "fetch_attempts": 1},
     }
     return write_conf(folder, sections)
 
@@ -210,6 +210,59 @@ def test_a_file_that_turns_up_is_embedded(embedded: Embedded) -> None:
     rows = rows_of(config, "fetches")
     assert len(rows) == num_rows and {row["status"] for row in rows if row["image_uri"] == missing.as_uri()} == {"embedded"}
     assert (hashlib.sha256(photo(1000)).hexdigest(), 0) in vectors(config)
+
+
+class Dated(SimpleHTTPRequestHandler):
+    """Files of a folder with Last-Modified; what was answered."""
+
+    answers: ClassVar[list[tuple[str, int]]] = []
+
+    def log_request(self, code: object = "-", size: object = "-") -> None:
+        self.answers.append((self.path, int(code)))  # type: ignore[call-overload]
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Quiet."""
+
+
+@pytest.mark.slow
+def test_photos_that_changed_behind_their_uri(tmp_path: Path, weights: Path, ray_local: None) -> None:
+    """Asked for again: one has other bytes, one is away, one is no picture now, two are the same; the table is one of old."""
+    photos, tables = tmp_path / "photos", Tables(str(tmp_path / "store" / "tables"))
+    photos.mkdir()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Dated, directory=str(photos)))
+    Thread(target=server.serve_forever, daemon=True).start()
+    config = Config.load(settings(tmp_path, weights))
+    again = Config.load(settings(tmp_path, weights), ["feed.refetch_days=1e-9"])
+    for number in range(5):
+        (photos / f"{number}.jpg").write_bytes(photo(number))
+    changed, away, broken, same = (f"http://127.0.0.1:{server.server_port}/{number}.jpg" for number in range(4))
+    local = (photos / "4.jpg").as_uri()
+    write_images(config, [changed, away, broken, same, local])
+    assert embed_images.run(config).embedded == 5
+    old = read_table(tables, "fetches").drop_columns(["etag", "last_modified", "fetched_at"])
+    write_deltalake(tables.path("fetches"), old, mode="overwrite", schema_mode="overwrite")
+    first = {uri: image_id for uri, image_id, _ in outcomes(config)}
+
+    (photos / "0.jpg").write_bytes(photo(100))
+    (photos / "1.jpg").unlink()
+    (photos / "2.jpg").write_bytes(b"we are moving house")
+    result = embed_images.run(again)
+    assert (result.images_in, result.embedded, result.rejected, result.unchanged) == (5, 1, 0, 4)
+    other = hashlib.sha256(photo(100)).hexdigest()
+    assert {uri: image_id for uri, image_id, _ in outcomes(config)} == first | {changed: other}
+    assert (other, 0) in vectors(config) and {status for *_, status in outcomes(config)} == {"embedded"}
+    assert {row["image_uri"] for row in rows_of(config, "checks")} == {broken, same, local}
+
+    before = versions(config)
+    Dated.answers.clear()
+    result = embed_images.run(again)
+    assert (result.images_in, result.unchanged) == (5, 5) and versions(config) == before
+    assert sorted(Dated.answers) == [("/0.jpg", 304), ("/1.jpg", 404), ("/2.jpg", 304), ("/3.jpg", 304)]
+    assert len(rows_of(config, "checks")) == 4
+    (photos / "1.jpg").write_bytes(photo(1))
+    assert embed_images.run(config) == EmbedResult()  # nothing is asked for again unless the settings say so
+    server.shutdown()
+    server.server_close()
 
 
 def start(conf: Path, **environment: str) -> "subprocess.Popen[str]":

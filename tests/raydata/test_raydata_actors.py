@@ -1,6 +1,7 @@
 """Who owns which bytes, and pixels on their way between two actors."""
 
 import hashlib
+from datetime import UTC, datetime
 
 import numpy as np
 import pyarrow as pa
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 
 from jobs.raydata.actors import DECODED, EMBEDDED, REJECTED, ImageClaims, is_unit, pixel_column, pixel_views
 
+NOW = datetime(2026, 11, 26, tzinfo=UTC)
 SIDES = st.tuples(st.integers(1, 9), st.integers(1, 9))
 
 
@@ -61,9 +63,9 @@ def test_pixels_arrive_as_they_left(sides: list[tuple[int, int] | None]) -> None
     rng = np.random.default_rng(0)
     images = [None if side is None else rng.integers(0, 256, (*side, 3), dtype=np.uint8) for side in sides]
     rows = [
-        {"image_uri": "u", "status": REJECTED}
+        {"image_uri": "u", "fetched_at": NOW, "status": REJECTED}
         if image is None
-        else {"image_uri": "u", "status": EMBEDDED, "height": image.shape[0], "width": image.shape[1]}
+        else {"image_uri": "u", "fetched_at": NOW, "status": EMBEDDED, "height": image.shape[0], "width": image.shape[1]}
         for image in images
     ]
     table = pa.Table.from_pylist(rows, schema=DECODED.remove(DECODED.get_field_index("pixels")))

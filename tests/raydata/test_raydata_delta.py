@@ -4,11 +4,12 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from deltalake import DeltaTable
+from deltalake import DeltaTable, write_deltalake
 
 from jobs.config import JobError
 from jobs.raydata.delta import append, committed, ensure_table, pinned_version, upsert
-from jobs.tables import FEATURES, FETCHES, Tables, read_table, table_version
+from jobs.raydata.pending import rows_of
+from jobs.tables import CHECKS, FEATURES, FETCHES, Tables, read_table, table_version
 
 RUN = "a_job"
 
@@ -37,9 +38,24 @@ def test_append_then_upsert(tmp_path: Path) -> None:
     assert len(stored) == 4 and committed(tables, "fetches", RUN) == 2 and table_version(tables, "fetches") == 2
 
 
+@pytest.mark.parametrize("write", ["append", "upsert"])
+def test_a_table_of_earlier_code_gets_the_new_columns(tmp_path: Path, write: str) -> None:
+    tables, new = Tables(str(tmp_path)), ["etag", "last_modified", "fetched_at"]
+    write_deltalake(tables.path("fetches"), fetches(a="timeout", b=None).drop_columns(new))
+    assert rows_of(tables, "fetches", FETCHES, ["image_uri", "etag"], "d")["etag"].null_count == 2
+    rows = fetches(c=None).set_column(FETCHES.names.index("etag"), FETCHES.field("etag"), pa.array(["e"]))
+    if write == "append":
+        append(tables, "fetches", FETCHES, rows.to_batches(), RUN, 1)
+    else:
+        upsert(tables, "fetches", rows, ("image_uri", "bundle_digest"), RUN, 1)
+    stored = rows_of(tables, "fetches", FETCHES, FETCHES.names, "d")
+    assert {row["image_uri"]: row["etag"] for row in stored.to_pylist()} == {"a": None, "b": None, "c": "e"}
+    assert table_version(tables, "fetches") == 1 and DeltaTable(tables.path("fetches")).protocol().min_reader_version == 1
+
+
 def test_tables_stay_readable_for_everyone(tmp_path: Path) -> None:
     tables = Tables(str(tmp_path))
-    for name, schema in (("features", FEATURES), ("fetches", FETCHES)):
+    for name, schema in (("features", FEATURES), ("fetches", FETCHES), ("checks", CHECKS)):
         ensure_table(tables, name, schema)
         protocol = DeltaTable(tables.path(name)).protocol()
         assert protocol.min_reader_version == 1 and not protocol.reader_features

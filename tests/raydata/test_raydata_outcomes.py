@@ -1,5 +1,6 @@
 """Staged rows as table rows: nothing lost, nothing doubled, and a sum that does not add up is refused."""
 
+from datetime import UTC, datetime
 from typing import Any
 
 import pyarrow as pa
@@ -9,7 +10,9 @@ from jobs.config import JobError
 from jobs.raydata.actors import ROWS
 from jobs.raydata.outcomes import explode, outcomes
 from jobs.raydata.staging import Plan
-from jobs.tables import FEATURES, FETCHES
+from jobs.tables import CHECKS, FEATURES, FETCHES
+
+NOW = datetime(2026, 11, 26, tzinfo=UTC)
 
 
 def crop(number: int) -> dict[str, Any]:
@@ -27,6 +30,7 @@ def crop(number: int) -> dict[str, Any]:
 
 def row(uri: str, status: str, image_id: str | None, reason: str | None = None, num_crops: int = 0) -> dict[str, Any]:
     image = {"image_uri": uri, "status": status, "image_id": image_id, "reason": reason, "detail": reason, "num_bytes": 9}
+    image |= {"fetched_at": NOW}
     if status != "embedded":
         return image
     seen = {"width": 8, "height": 8, "hash": image_id.encode(), "hash_quality": 80.0, "colour": b"c"} if image_id else {}
@@ -54,7 +58,8 @@ def plan(num_pending: int) -> Plan:
 
 
 def test_a_duplicate_shares_the_fate_of_the_image_it_equals() -> None:
-    table, result = outcomes(staged(STAGED), plan(8), rate=12.34, stored_ids=["i7"])
+    table, checks, result = outcomes(staged(STAGED), plan(8), rate=12.34, stored_ids=["i7"])
+    assert not checks.num_rows
     assert (result.images_in, result.embedded, result.duplicates, result.rejected, result.images_per_s) == (8, 2, 2, 4, 12.3)
     assert table.schema.equals(FETCHES)
     assert {(r["image_uri"], r["status"], r["reason"], r["image_id"]) for r in table.to_pylist()} == {
@@ -67,6 +72,30 @@ def test_a_duplicate_shares_the_fate_of_the_image_it_equals() -> None:
         ("u7", "embedded", None, "i7"),
         ("u8", "rejected", "fetch_failed", "i8"),
     }
+
+
+def test_what_is_asked_for_again_changes_only_for_a_sound_photo() -> None:
+    embedded, rejected = {"known": "embedded"}, {"known": "rejected"}
+    rows = [
+        row("same", "unchanged", "i1") | embedded | {"etag": "e1"},
+        row("other", "embedded", "i2", num_crops=1) | embedded,
+        row("away", "rejected", None, "timeout") | embedded,
+        row("broken", "rejected", "i4", "corrupt") | embedded,
+        row("still broken", "rejected", "i5", "corrupt") | rejected,
+        row("mended", "embedded", "i6", num_crops=1) | rejected,
+        row("broken and away", "rejected", None, "host_down") | rejected,
+        row("broken like another", "duplicate", "i5") | embedded,
+    ]
+    fetches, checks, result = outcomes(staged(rows), plan(8), rate=1.0, stored_ids=[])
+    assert fetches.schema.equals(FETCHES) and checks.schema.equals(CHECKS)
+    assert {(r["image_uri"], r["status"]) for r in fetches.to_pylist()} == {
+        ("other", "embedded"),
+        ("still broken", "rejected"),
+        ("mended", "embedded"),
+    }
+    noted = {r["image_uri"]: (r["etag"], r["fetched_at"]) for r in checks.to_pylist()}
+    assert noted == {"same": ("e1", NOW), "broken": (None, NOW), "broken like another": (None, NOW)}
+    assert (result.images_in, result.embedded, result.rejected, result.unchanged) == (8, 2, 1, 5)
 
 
 @pytest.mark.parametrize(

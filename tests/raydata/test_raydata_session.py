@@ -1,6 +1,8 @@
 """Actor pools that end when their actors die, and a Ray that is too small for them."""
 
 import os
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
@@ -28,6 +30,22 @@ def test_a_dying_actor_is_not_restarted_for_ever(tmp_path: Path, ray_local: None
     with pytest.raises(ray.exceptions.RayError):
         list(dataset.iter_batches(batch_size=None))
     assert 1 <= len(list(tmp_path.iterdir())) <= 3
+
+
+def test_calls_of_one_actor_may_overlap(ray_local: None) -> None:
+    class Meets:
+        """Each of two calls waits for the other."""
+
+        def __init__(self) -> None:
+            self.both = threading.Barrier(2)
+
+        def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
+            self.both.wait(30)
+            yield batch
+
+    blocks = ray.data.from_blocks([pa.table({"x": [1]}), pa.table({"x": [2]})])
+    dataset = map_actors(blocks, Meets, {}, actors=1, batch_size=1, cpus=1.0, gpus=0.0, max_restarts=0, calls=2)
+    assert sorted(row["x"] for row in dataset.iter_rows()) == [1, 2]
 
 
 def test_pools_that_do_not_fit(ray_local: None) -> None:

@@ -24,6 +24,20 @@ def test_one_value_rules(spark: SparkSession) -> None:
         (rules.number, {"0.25": 0.25, "12": 12.0, "-1": None, "high": None, "NaN": None}),
         (rules.gender, {"Women's": "women", "M": "men", "girls": "kids", "UNISEX": "unisex", "robot": None}),
         (
+            lambda uri: rules.is_allowed(uri, ("cdn.shop", "*.img.shop"), ("photos",)),
+            {
+                "HTTPS://CDN.shop:8443/a.jpg": True,
+                "http://a.b.img.shop/a.jpg": True,
+                "http://img.shop/a.jpg": False,
+                "https://cdn.shop@evil/a.jpg": False,
+                "https://evil/cdn.shop": False,
+                "s3://photos/a.jpg": True,
+                "gs://others/a.jpg": False,
+                "file:///a.jpg": True,
+            },
+        ),
+        (lambda uri: rules.is_allowed(uri, (), ()), {"https://any/a.jpg": True, "s3://any/a.jpg": True}),
+        (
             rules.scheme,
             {"HTTPS://x": "https", "data:image/png;base64,AA": "data", "a/b.jpg": "", "//cdn/x.jpg": "//", "c:x.jpg": ""},
         ),
