@@ -37,6 +37,7 @@ def write_conf(folder: Path, sections: dict[str, Any]) -> Path:
         "registry": {"uri": f"sqlite:///{folder}/store/mlflow.db", "artifacts": str(folder / "store" / "mlruns")},
         "bundle": {"path": str(ROOT / "serve" / "bundles" / "generated-v1")},
         "gate": {"report": str(folder / "gate")},
+        "doctor": {"report": str(folder / "doctor")},
         "spark": {"master": "local[2]", "shuffle_partitions": 2},
     }
     path = folder / "conf.yaml"
