@@ -3,7 +3,7 @@
 reads   products, images, rejects, fetches, features (of the current bundle), duplicates; the photos of the examples
 writes  doctor.report: report.html, report.json; store.root/doctor_of.json: what they were made from, so that the same tables
         are examined once
-engine  Spark; which fault is found how: jobs/spark/catalog_faults.py, colour_faults.py, look_alikes.py
+engine  Spark; which fault is found how: jobs/spark/catalog_faults.py, colour_faults.py, siblings.py
 
 It finds one picture under several products, near-duplicates across brands, wrong categories, colours that a photo lacks,
 products without a photo, siblings that search cannot tell apart, dead links. What it finds fails nothing: the exit status is 0.
@@ -25,9 +25,11 @@ from jobs.building import CODE_VERSION
 from jobs.config import Config, JobError, run_job
 from jobs.evaluation.colour_looks import confirmed
 from jobs.evaluation.doctor_report import FINDINGS, Example, Facts, Finding, Product, write_doctor_report
+from jobs.evaluation.look_alikes import look_alikes
 from jobs.runs import configure_logging, pairs
-from jobs.spark import catalog_faults, colour_faults, delta, look_alikes
+from jobs.spark import catalog_faults, colour_faults, delta
 from jobs.spark.session import spark_session
+from jobs.spark.siblings import siblings
 from jobs.tables import Tables, table_version
 from serve.index.manifest import write_durably
 from serve.vision.bundle import assemble_bundle, bundle_digest
@@ -106,7 +108,7 @@ def find(
     config: Config, tables: Tables, versions: dict[str, int], digest: str, labels: tuple[str, ...]
 ) -> tuple[Facts, list[Finding]]:
     """What the catalog has, and its faults in the order of the page."""
-    spark = spark_session(config.spark, "catalog_doctor")
+    spark, start = spark_session(config.spark, "catalog_doctor"), time.perf_counter()
     frames = {name: delta.read(spark, tables.path(name), version) for name, version in versions.items()}
     frames["features"] = frames["features"].where(catalog_faults.of_bundle(digest))
     catalog = catalog_faults.catalog_of(frames["products"], frames["images"], frames["fetches"], digest).persist()
@@ -119,8 +121,14 @@ def find(
     for found in catalog_faults.worst(faults, config.doctor.examples, {"colour_differs": config.doctor.colour_photos}).collect():
         shown = tuple(Product(**product.asDict()) for product in found["shown"])
         examples[found["finding"]].append(Example(found["kind"], found["told"], shown))
-    faults.unpersist()
-    catalog.unpersist()
+    log.info("step=tables faults=%d seconds=%.1f", sum(map(Counter.total, counts.values())), time.perf_counter() - start)
+    start = time.perf_counter()
+    near = (row.asDict() for row in siblings(catalog, frames["features"]).toLocalIterator())
+    num_pairs, examples["look_alikes"] = look_alikes(near, config.doctor.min_sibling_cosine, config.doctor.examples)
+    counts["look_alikes"] = Counter(pairs=num_pairs)
+    log.info("step=siblings pairs=%d seconds=%.1f", num_pairs, time.perf_counter() - start)
+    for cached in (faults, catalog):
+        cached.unpersist()
     suspects = examples["colour_differs"]
     facts = Facts(**row.asDict(), labels=labels, suspected=counts["colour_differs"].total(), looked_at=len(suspects))
     examples["colour_differs"] = differing = confirmed(config, suspects)
@@ -137,7 +145,6 @@ def faults_of(config: Config, catalog: DataFrame, frames: dict[str, DataFrame], 
         catalog_faults.without_photo(catalog, frames["rejects"]),
         catalog_faults.dead_links(catalog),
         colour_faults.colour_suspects(catalog, features),
-        look_alikes.look_alikes(catalog, features, doctor.min_sibling_cosine),
     ]
     if labels:
         found.append(catalog_faults.wrong_categories(catalog, features, labels, doctor.min_category_prob))

@@ -25,7 +25,7 @@ def confirmed(config: Config, suspects: Sequence[Example]) -> list[Example]:
     for row, suspect in enumerate(suspects):
         most = max(fracs.get(row, ()), default=1.0)
         if most <= config.doctor.max_named_frac and len(fracs[row]) == len(suspect.products):
-            told = f"named {suspect.kind}; {most:.1%} of the {'photo' if len(fracs[row]) == 1 else 'photos'} is"
+            told = f"{suspect.kind} is named; {most:.1%} of {'the photo has' if len(fracs[row]) == 1 else 'any photo has'} it"
             found.append((most, replace(suspect, told=told)))
     return [example for _, example in sorted(found, key=lambda pair: (pair[0], pair[1].products[0].product_id))]
 

@@ -33,7 +33,7 @@ FINDINGS = {
     ),
     "without_photo": (
         "Products without a photo that can be searched",
-        "No photo search finds them.",
+        "Photo search cannot find them.",
     ),
     "look_alikes": (
         "Siblings that photo search cannot tell apart",

@@ -10,7 +10,7 @@ Every finding gives rows of one form, so that they are counted and the worst are
     shown           at most SHOWN products with a photo: product_id, title, image_uri, says
 
 `catalog` is one row a product and photo of it (position and image_uri are null: it has none), with what became of the photo.
-Colours: jobs/spark/colour_faults.py. Siblings that look alike: jobs/spark/look_alikes.py.
+Colours: jobs/spark/colour_faults.py.
 """
 
 from collections.abc import Sequence
@@ -231,9 +231,9 @@ def first_shown(rows: DataFrame, key: str, says: Column, one_of: str | None = No
         turns = Window.partitionBy(key, one_of).orderBy("product_id")
         once = once.withColumn("turn", F.row_number().over(turns))
     order = Window.partitionBy(key).orderBy("turn", "product_id")
-    first = once.withColumn("place", F.row_number().over(order)).where(F.col("place") <= SHOWN)
+    first = once.withColumn("rank", F.row_number().over(order)).where(F.col("rank") <= SHOWN)
     entry = shown_as(F.col("product_id"), F.col("title"), F.col("image_uri"), says).alias("entry")
-    listed = first.groupBy(key).agg(F.sort_array(F.collect_list(F.struct("place", entry))).alias("entries"))
+    listed = first.groupBy(key).agg(F.sort_array(F.collect_list(F.struct("rank", entry))).alias("entries"))
     return listed.select(key, F.col("entries.entry").alias("shown"))
 
 
