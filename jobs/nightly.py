@@ -53,7 +53,13 @@ STAGES: tuple[tuple[str, Callable[[Config], object]], ...] = (
     ("evaluate_index", evaluate_index.run),
     ("publish_release", publish_release.run),
 )
-OF_TODAY = ("curate_catalog", "embed_images", "group_duplicates", "catalog_doctor", "train_looks")  # stages that nightly.as_of leaves out
+OF_TODAY = (
+    "curate_catalog",
+    "embed_images",
+    "group_duplicates",
+    "catalog_doctor",
+    "train_looks",
+)  # stages that nightly.as_of leaves out
 
 
 def run(config: Config, plan: bool = False, status: bool = False, full: bool = False, force: bool = False) -> None:

@@ -105,7 +105,9 @@ class Facts:
             some = ", ".join(self.labels[:3])
             notes["wrong_category"] = f"Not judged: the bundle knows {some} and others, none of them a category of this shop."
         elif self.known < self.categorised:
-            notes["wrong_category"] = f"Judged: {self.known} of {self.categorised} products; the bundle does not know the others' categories."
+            notes["wrong_category"] = (
+                f"Judged: {self.known} of {self.categorised} products; the bundle does not know the others' categories."
+            )
         if self.suspected:
             notes["colour_differs"] = f"{self.suspected} suspected by their signature, the photos of {self.looked_at} looked at."
         if not self.grouped and not self.branded:

@@ -1,4 +1,4 @@
-"""Siblings, variants of one style, with the embedding of their first photo: products of one group_id, else of one brand and title."""
+"""Siblings, products of one group_id, else of one brand and title, with the embedding of their first photo."""
 
 from pyspark.sql import DataFrame, Window
 from pyspark.sql import functions as F

@@ -1,4 +1,4 @@
-"""One small catalog with every fault planted once, beside products that only seem to have it; real photos where pixels are read."""
+"""One small catalog with every fault planted once, beside products that only seem to have it; photos are real files."""
 
 import json
 from collections.abc import Iterator
@@ -179,7 +179,9 @@ def test_every_fault_is_found_once_and_shown(spark: SparkSession, shop: Shop) ->
 
 
 def test_what_cannot_be_judged_is_said() -> None:
-    bare = Facts(products=3, photos=3, branded=0, coloured=0, grouped=0, categorised=3, known=0, labels=(), suspected=0, looked_at=0)
+    bare = Facts(
+        products=3, photos=3, branded=0, coloured=0, grouped=0, categorised=3, known=0, labels=(), suspected=0, looked_at=0
+    )
     notes = bare.notes()
     assert set(notes) == {"across_brands", "wrong_category", "look_alikes"}
     assert "no head" in notes["wrong_category"]
@@ -189,6 +191,10 @@ def test_what_cannot_be_judged_is_said() -> None:
 
 
 def test_a_missing_table_says_what_to_run(tmp_path: Path) -> None:
-    settings = {"store": {"root": tmp_path, "tables": str(tmp_path)}, "registry": {"uri": "sqlite://"}, "bundle": {"path": "none"}}
+    settings = {
+        "store": {"root": tmp_path, "tables": str(tmp_path)},
+        "registry": {"uri": "sqlite://"},
+        "bundle": {"path": "none"},
+    }
     with pytest.raises(JobError, match=r"run jobs\.curate_catalog first"):
         examine(Config.model_validate(settings), "b1", ())
