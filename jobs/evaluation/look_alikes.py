@@ -1,7 +1,8 @@
 """Siblings whose first photos have nearly one embedding: visual search cannot tell them apart.
 
 Spark brings a style's siblings together (jobs.spark.siblings) and they pass here style by style: SQL has no half-precision floats
-(taken apart there, 354 products of 1280 numbers took 40 s), and executors need not have this project's Python. Memory holds one style.
+(taken apart there, 354 products of 1280 numbers took 40 s), and executors need not have this project's Python.
+Memory holds one style.
 
 Letters: N siblings of one style, D numbers of an embedding, B of them compared with all at once.
 """
