@@ -4,6 +4,7 @@
       curate_catalog    Spark     feed                       -> listings, rejects, products, images
       embed_images      Ray Data  images                     -> fetches, checks, features
       group_duplicates  Spark     features                   -> duplicates
+      catalog_doctor    Spark     all of the above           -> report page: what is wrong in the catalog
       train_looks       torch     products, features, links  -> looks: what goes with what (only where there are links)
       train_index       Ray       products, images, features -> templates, plan of the release
       build_shards      Ray       plan, features             -> shards of the release

@@ -92,6 +92,19 @@ class DuplicatesConfig(Section):
     min_quality: float = Field(10.0, ge=0, le=100, description="flatter pictures have no telling hash and stay out")
 
 
+class DoctorConfig(Section):
+    """catalog_doctor: what counts as a fault of the catalog, and how many are shown."""
+
+    examples: int = Field(12, ge=0, le=200, description="worst examples of each fault shown with pictures")
+    min_category_prob: float = Field(0.9, ge=0, le=1, description="less certain predictions accuse no category of the feed")
+    max_named_frac: float = Field(
+        0.03, ge=0, le=1, description="share of a photo in the colour that its product names; more: the colour is there"
+    )
+    colour_photos: int = Field(300, ge=0, description="products whose photos are read, where a signature lacks the named colour")
+    min_sibling_cosine: float = Field(0.99, ge=-1, le=1, description="siblings nearer than this are told apart by nothing")
+    report: Path = Field(Path("store/reports/doctor"), description="folder of the report page")
+
+
 class EvaluateConfig(Section):
     """Queries with known answers."""
 
@@ -463,6 +476,7 @@ class Config(Settings):
     ray: RayConfig = RayConfig()
     embed: EmbedConfig = EmbedConfig()
     duplicates: DuplicatesConfig = DuplicatesConfig()
+    doctor: DoctorConfig = DoctorConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     gate: GateConfig = GateConfig()
     evaluate_bundle: EvaluateBundleConfig = EvaluateBundleConfig()

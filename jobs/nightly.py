@@ -23,6 +23,7 @@ from functools import partial
 
 from jobs import (
     build_shards,
+    catalog_doctor,
     curate_catalog,
     embed_images,
     evaluate_index,
@@ -45,13 +46,20 @@ STAGES: tuple[tuple[str, Callable[[Config], object]], ...] = (
     ("curate_catalog", curate_catalog.run),
     ("embed_images", embed_images.run),
     ("group_duplicates", group_duplicates.run),
+    ("catalog_doctor", catalog_doctor.run),
     ("train_looks", train_looks.run),
     ("train_index", train_index.run),
     ("build_shards", build_shards.run),
     ("evaluate_index", evaluate_index.run),
     ("publish_release", publish_release.run),
 )
-OF_TODAY = ("curate_catalog", "embed_images", "group_duplicates", "train_looks")  # stages that nightly.as_of leaves out
+OF_TODAY = (
+    "curate_catalog",
+    "embed_images",
+    "group_duplicates",
+    "catalog_doctor",
+    "train_looks",
+)  # stages that nightly.as_of leaves out
 
 
 def run(config: Config, plan: bool = False, status: bool = False, full: bool = False, force: bool = False) -> None:

@@ -23,6 +23,7 @@ JOB_SECTIONS = (
     "ray",
     "embed",
     "duplicates",
+    "doctor",
     "evaluate",
     "gate",
     "evaluate_bundle",

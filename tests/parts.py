@@ -44,6 +44,7 @@ def write_conf(folder: Path, sections: dict[str, Any]) -> Path:
         "registry": {"uri": f"sqlite:///{folder}/store/mlflow.db", "artifacts": str(folder / "store" / "mlruns")},
         "bundle": {"path": str(ROOT / "serve" / "bundles" / "generated-v1")},
         "gate": {"report": str(folder / "gate")},
+        "doctor": {"report": str(folder / "doctor")},
         "spark": SPARK,
     }
     path = folder / "conf.yaml"

@@ -25,6 +25,7 @@ POINTS = (  # in the order of the path: before, in and after what every stage wr
     *("curate_catalog:before", "curate:after_listings", "curate:after_images", "curate_catalog:after"),
     *("embed_images:before", "embed:after_success", "embed:after_features", "embed:after_fetches", "embed_images:after"),
     *("group_duplicates:before", "group:after_write", "group_duplicates:after"),
+    *("catalog_doctor:before", "catalog_doctor:after"),
     *("train_looks:before", "train_looks:after"),
     *("train_index:before", "train:after_staging", "train:after_templates", "train_index:after"),
     *("build_shards:before", "build:after_shard", "build_shards:after"),

@@ -32,9 +32,10 @@ def exists(spark: SparkSession, path: str) -> bool:
     return bool(DeltaTable.isDeltaTable(spark, path))
 
 
-def read(spark: SparkSession, path: str) -> DataFrame:
-    """The newest version of the table at `path`."""
-    return spark.read.format("delta").load(path)
+def read(spark: SparkSession, path: str, version: int | None = None) -> DataFrame:
+    """The table at `path`, at exactly `version` (none = the newest)."""
+    reader = spark.read.format("delta")
+    return (reader if version is None else reader.option("versionAsOf", version)).load(path)
 
 
 def write(spark: SparkSession, spec: TableSpec, rows: DataFrame) -> int:
