@@ -20,8 +20,9 @@ from pyspark.sql import functions as F
 
 SHOWN = 6  # products of an example: a placeholder photo may have a million
 FAULT = ("finding", "kind", "num", "weight", "key", "told", "shown")
-DEAD = ("fetch_failed", "timeout", "empty", "bad_scheme")  # reasons of jobs.raydata.fetch; other photos came, and are broken
-NO_PHOTO = ("no_image", "bad_scheme")  # reasons of jobs.spark.transforms
+# Reasons of jobs.raydata.fetch; other photos came, and are broken.
+DEAD = ("fetch_failed", "timeout", "host_down", "empty", "bad_scheme", "bad_host")
+NO_PHOTO = ("no_image", "bad_scheme", "bad_host")  # reasons of jobs.spark.transforms
 
 
 def catalog_of(products: DataFrame, images: DataFrame, fetches: DataFrame, bundle_digest: str) -> DataFrame:
