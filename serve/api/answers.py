@@ -1,6 +1,7 @@
 """From results of the kernel to the answer on the wire: attributes from the product store, links, and why in words."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cache
 from typing import Any, Literal
 from urllib.parse import quote
 
@@ -23,6 +24,7 @@ from serve.index.release import HashMatch
 from serve.index.search import CropAnswer, Result, is_match
 
 Why = Callable[[Result], str]
+Known = Callable[[str], Attributes | None]
 
 
 def why_hash(match: HashMatch) -> Why:
@@ -77,10 +79,11 @@ class Answers:
         is_picture: bool,
     ) -> SearchAnswer:
         """The whole answer but its timings. `is_picture`: scores are cosines of pictures, which have thresholds."""
-        shown = self._results(results, why, explain is not None)
+        known = cache(self._attributes)  # what is among the results is among those of a crop, and often of several
+        shown = self._results(results, known, why, explain is not None)
         return SearchAnswer(
             results=shown,
-            crops=[self._crop(crop, why, explain is not None) for crop in crops],
+            crops=[self._crop(crop, known, why, explain is not None) for crop in crops],
             stage=stage,
             release=self.release,
             timings_ms={},
@@ -110,24 +113,29 @@ class Answers:
             release=self.release,
         )
 
-    def _crop(self, found: CropAnswer, why: Why, explained: bool) -> FoundCrop:
+    def _crop(self, found: CropAnswer, known: Known, why: Why, explained: bool) -> FoundCrop:
         return FoundCrop(
             box=found.crop.box,
             label=found.crop.label,
             score=found.crop.score,
             category=found.category,
             category_prob=found.category_prob,
-            results=self._results(found.results, why, explained),
+            results=self._results(found.results, known, why, explained),
         )
 
-    def _results(self, results: Iterable[Result], why: Why, explained: bool) -> list[ResultAnswer]:
-        shown = (self._result(result, why, explained) for result in results if result.score >= self.min_score)
+    def _results(self, results: Iterable[Result], known: Known, why: Why, explained: bool) -> list[ResultAnswer]:
+        shown = (self._result(result, known, why, explained) for result in results if result.score >= self.min_score)
         return [answer for answer in shown if answer is not None]
 
-    def _result(self, result: Result, why: Why, explained: bool) -> ResultAnswer | None:
+    def _attributes(self, product_id: str) -> Attributes | None:
+        """None where the product was deleted."""
+        known = self.products.product(product_id)
+        return None if known is None else attributes_of(known)
+
+    def _result(self, result: Result, known: Known, why: Why, explained: bool) -> ResultAnswer | None:
         """None where the product was deleted since it was found."""
-        known = self.products.product(result.product_id)
-        if known is None:
+        attributes = known(result.product_id)
+        if attributes is None:
             return None
         return ResultAnswer(
             product_id=result.product_id,
@@ -136,7 +144,7 @@ class Answers:
             category=result.category,
             image_uri=result.image_uri,
             image_url=photo_path(result.image_id, result.product_id),
-            attributes=attributes_of(known),
+            attributes=attributes,
             crop=result.query_crop,
             image_crop=result.crop,
             image_box=result.box,

@@ -159,7 +159,7 @@ def look_figures(url: str, shop: Shop, seconds: float) -> dict[str, Any]:
     links = (Config.load(shop.conf).train_looks.links[0]).read_text().splitlines()
     product_id = json.loads(links[0])["product_ids"][0]
     asked = f"{url}/v1/products/{product_id}/look"
-    assert httpx.get(asked).json()["look"], f"{product_id} has no look"
+    assert httpx.get(asked).json()["items"], f"{product_id} has no look"
     floor, look = [], []
     for _ in range(2):
         floor.append(load(f"{url}/healthz", shop.known, seconds / 4, clients=1, method="GET"))
