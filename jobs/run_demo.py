@@ -28,7 +28,7 @@ log = logging.getLogger("jobs.run_demo")
 
 START_TIMEOUT_S = 180
 STOP_TIMEOUT_S = 60
-LOOKS = {"links": "outfits.jsonl", "judged_by": "partners.jsonl"}
+QUICK = ("train_looks.folds=2", "train_looks.epochs=6", "train_looks.threads=1")  # nets this small only wait for a second thread
 
 
 def run(config: Config) -> None:
@@ -42,8 +42,11 @@ def run(config: Config) -> None:
     with demo.stage("render_catalog"):
         command("jobs.render_catalog", conf)
     with demo.stage("nightly"):
-        looks = [f"train_looks.{key}=[{config.render.folder / name}]" for key, name in LOOKS.items()]
-        command("jobs.nightly", conf, f"feed.uri={config.render.folder / 'feed.jsonl'}", f"evaluate.queries={queries}", *looks)
+        files = {"links": "outfits.jsonl", "judged_by": "partners.jsonl"}
+        looks = [f"train_looks.{key}=[{config.render.folder / name}]" for key, name in files.items()]
+        command(
+            "jobs.nightly", conf, f"feed.uri={config.render.folder / 'feed.jsonl'}", f"evaluate.queries={queries}", *looks, *QUICK
+        )
     with demo.stage("search"), serving(conf, url, config.demo.port):
         search = (f"evaluate.url={url}", f"evaluate.queries={queries}", f"evaluate.report={config.demo.folder}")
         command("jobs.evaluate_search", conf, *search)
