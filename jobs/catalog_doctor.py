@@ -63,7 +63,7 @@ class DoctorResult:
 
 def run(config: Config) -> DoctorResult:
     """Examines the newest tables and writes the page. Raises JobError where a table is missing."""
-    folder = assemble_bundle(config.bundle, config.store.bundles)
+    folder = assemble_bundle(config.bundle, config.store.bundles, config.registry.uri)
     return examine(config, bundle_digest(folder), labels_of(folder))
 
 

@@ -52,7 +52,7 @@ from jobs.raydata.session import progress, start_ray
 from jobs.runs import configure_logging, pairs
 from jobs.tables import Tables
 from serve.index.hash_exit import ORIGINAL, HashExit
-from serve.index.manifest import OperatingPoint, PartitionSpec, ReleaseError
+from serve.index.manifest import BundleEntry, OperatingPoint, PartitionSpec, ReleaseError
 from serve.index.release import Release
 from serve.index.search import partition_of, routes_of
 from serve.index.shard import Shard
@@ -150,7 +150,7 @@ def ask_photos(
     evaluate = config.evaluate
     assert evaluate.queries is not None
     queries = load_queries(evaluate.queries, evaluate.queries_where, evaluate.max_queries, evaluate.seed)
-    bundle = load_bundle(config, Release(folder, manifest_of(folder, plan, evaluation)))
+    bundle = load_bundle(config, plan.bundle)
     with progress("query_photos", len(queries), "photos") as shown:
         seen = see_photos(queries, bundle, config.decode, shown.add)
     release = Release(folder, manifest_of(folder, plan, evaluation))
@@ -188,9 +188,8 @@ def open_champion(config: Config) -> Release | None:
         return None
 
 
-def load_bundle(config: Config, release: Release) -> Bundle:
+def load_bundle(config: Config, entry: BundleEntry) -> Bundle:
     """The bundle that a release is searched with."""
-    entry = release.manifest.bundle
     return Bundle.load(config.store.root / entry.folder, config.runtime, entry.digest)
 
 
@@ -214,10 +213,10 @@ def figures_of(
         figures["same_results_frac"] = Figure(again.same_results_frac)
     if asked is None and config.gate.texts is None:
         return figures, []
-    bundle = asked.bundle if asked is not None else load_bundle(config, release)
+    bundle = asked.bundle if asked is not None else load_bundle(config, plan.bundle)
     champion_bundle = bundle
     if champion is not None and champion.manifest.bundle.digest != plan.bundle.digest:
-        champion_bundle = load_bundle(config, champion)
+        champion_bundle = load_bundle(config, champion.manifest.bundle)
     if champion is not None and config.gate.texts is not None:
         same = replay_texts(config.gate.texts, release, bundle, champion, champion_bundle)
         figures |= {"same_text_results_frac": Figure(same)} if same is not None else {}

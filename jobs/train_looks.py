@@ -1,6 +1,6 @@
 """Shop the look: learns from links which products go together, and writes a look for every product, new ones too.
 
-Reads   products, images, fetches, features; train_looks.links (JSONL, see jobs.looks.graph)
+Reads   products, images, fetches, features; train_looks.links, train_looks.judged_by (JSONL, see jobs.looks.graph)
 Writes  models/looks/<digest>/ (looks.arrow, report.json), models/looks/current: part of the next release
 Engine  torch, torch_geometric, one process
 
@@ -15,7 +15,7 @@ import json
 import logging
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -61,8 +61,8 @@ def run(config: Config) -> LooksResult:
     torch.set_num_threads(looks.threads)
     digest = bundle_digest(assemble_bundle(config.bundle, config.store.bundles, config.registry.uri))
     content = read_content(Tables(config.store.tables), digest, looks.by_group)
-    graph = links_of(config, content, looks.links)
-    truth = links_of(config, content, looks.judged_by) if looks.judged_by else None
+    graph = links_of(config, content, "links")
+    truth = links_of(config, content, "judged_by") if looks.judged_by else None
     inputs = digest_of(content, graph, truth, looks)
     if (kept := result_of_same(config, inputs)) is not None:
         log.info("nothing changed: the looks of these products, links and settings are there")
@@ -131,10 +131,10 @@ def result_of_same(config: Config, inputs: str) -> LooksResult | None:
     return LooksResult(**report["result"], digest=folder.name)
 
 
-def links_of(config: Config, content: Content, files: tuple[Path, ...]) -> LookGraph:
-    """The links between products of this catalog. Raises JobError where there are none."""
+def links_of(config: Config, content: Content, setting: Literal["links", "judged_by"]) -> LookGraph:
+    """The links between products of this catalog that the files of a setting name. Raises JobError where there are none."""
     graph = read_links(
-        files,
+        getattr(config.train_looks, setting),
         {name: node for node, name in enumerate(content.ids)},
         content.num_nodes,
         config.train_looks.types,
@@ -142,7 +142,7 @@ def links_of(config: Config, content: Content, files: tuple[Path, ...]) -> LookG
     if not graph.num_edges:
         kind = "groups" if config.train_looks.by_group else "products"
         raise JobError(
-            f"train_looks.links: no link joins two {kind} of this catalog; "
+            f"train_looks.{setting}: no link joins two {kind} of this catalog; "
             "are its ids product_id or group_id (train_looks.by_group), and does train_looks.types name them?"
         )
     return graph

@@ -98,7 +98,7 @@ def read_links(paths: Collection[Path], node_of: Mapping[str, int], num_nodes: i
     edges: list[tuple[int, int]] = []
     for path in paths:
         if not path.is_file():
-            raise JobError(f"train_looks.links: {path} is not there")
+            raise JobError(f"train_looks: {path} is not there")
         for number, line in enumerate(path.read_text().splitlines(), start=1):
             for source, target in pairs_of(line, types, f"{path}, line {number}"):
                 if source in node_of and target in node_of:
