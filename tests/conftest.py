@@ -15,6 +15,16 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
 
 ROOT = Path(__file__).parent.parent
+ALONE = {"clicks", "evaluation", "index", "looks", "ranking", "render", "training", "vision"}  # folders whose tests need no engine
+ENGINES = {"spark", "ray_local"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """In several processes (`-n`) the tests that share Spark, Ray and a built store stay in one; the others go anywhere."""
+    for item in items:
+        needed = ENGINES.intersection(getattr(item, "fixturenames", ()))
+        if needed or item.path.relative_to(ROOT / "tests").parts[0] not in ALONE:
+            item.add_marker(pytest.mark.xdist_group("engines"))
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,6 @@
 """The endpoint under load from a second process on loopback, beside bare uvicorn, the bare kernel and itself undisturbed.
 
-    python -m tests.bench.bench_serve [--seconds 20] [--products 240] [--out FILE]
+    python -m tests.bench.bench_serve [--seconds 20] [--products 240] [--shop FOLDER] [--out FILE]
 
 Hash answers against bare uvicorn with the same decode, hash and look-up; vector answers against the proxy's floor and what
 decoder, networks and FAISS take alone; throughput against the networks in batches; CPU seconds with and without the hash stage
@@ -12,7 +12,6 @@ import contextlib
 import json
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,7 +31,7 @@ from serve.vision.bundle import Bundle
 from serve.vision.guarded import GuardedDecoder
 from tests.bench.record import record
 from tests.load.generator import Running, load
-from tests.load.shops import Shop, make_shop
+from tests.load.shops import Shop, opened_shop
 from tests.parts import ROOT, endpoint, free_port
 
 PARTS = ("hash", "vector", "look", "cascade", "insert", "switch")
@@ -260,12 +259,12 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=20.0, help="of each measured run")
     parser.add_argument("--products", type=int, default=240)
     parser.add_argument("--only", nargs="*", choices=PARTS, help="some of the parts")
+    parser.add_argument("--shop", type=Path, help="folder in which the store is made once and used again; none = a temporary one")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     wanted = args.only or PARTS
     figures: dict[str, Any] = {}
-    with tempfile.TemporaryDirectory() as temp:
-        shop = make_shop(Path(temp), args.products, {"watch_s": 1.0})
+    with opened_shop(args.shop, args.products, {"watch_s": 1.0}) as shop:
         with endpoint(shop.conf) as url:
             load(url, shop.mixed, 5, clients=4)  # warm
             if "hash" in wanted:

@@ -12,7 +12,6 @@ import json
 import shutil
 import signal
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ import psutil
 
 from serve.settings import Settings
 from tests.load.generator import Load, Running, load
-from tests.load.shops import Shop, make_shop
+from tests.load.shops import Shop, opened_shop
 from tests.parts import endpoint, run_module
 
 RATE = 4.0  # requests a second, of which 7 in 10 go through the networks: what two busy cores answer with room to spare
@@ -279,11 +278,10 @@ FAULTS: dict[str, Callable[[Drill], Verdict]] = {
 
 
 @contextlib.contextmanager
-def drilled(seconds: float, folder: Path) -> Iterator[Drill]:
+def drilled(seconds: float, kept: Path | None) -> Iterator[Drill]:
     """An endpoint for all faults."""
     serve = {"watch_s": 1.0, "num_searchers": 2, "searcher_replicas": 2, "num_ingress": 2, "request_timeout_s": 10.0}
-    shop = make_shop(folder, 60, serve)
-    with endpoint(shop.conf) as url:
+    with opened_shop(kept, 60, serve) as shop, endpoint(shop.conf) as url:
         yield Drill(url, shop, seconds)
 
 
@@ -292,9 +290,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=30.0, help="of load; a fault takes one to four times as long")
     parser.add_argument("--only", nargs="*", choices=FAULTS, default=list(FAULTS), help="some of the faults")
+    parser.add_argument("--shop", type=Path, help="folder in which the store is made once and used again; none = a temporary one")
     args = parser.parse_args()
     wrong = 0
-    with tempfile.TemporaryDirectory() as temp, drilled(args.seconds, Path(temp)) as drill:
+    with drilled(args.seconds, args.shop) as drill:
         for name in args.only:
             drill.until(drill.whole, RECOVERED_S)
             found = FAULTS[name](drill)

@@ -1,7 +1,10 @@
 """A store of two releases to serve, and photos to ask for: what the benchmarks and drills of serving stand on."""
 
+import contextlib
 import io
 import json
+import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +26,22 @@ class Shop:
     known: Path  # catalog photos, compressed again: the hash stage answers
     novel: Path  # street scenes: the vector stage answers
     mixed: Path  # 30 % known, 70 % novel
+
+
+@contextlib.contextmanager
+def opened_shop(kept: Path | None, num_products: int, serve: dict[str, Any]) -> Iterator[Shop]:
+    """The shop of the folder `kept`, made there first where there is none; none = one that is gone afterwards."""
+    if kept is None:
+        with tempfile.TemporaryDirectory() as temp:
+            yield make_shop(Path(temp), num_products, serve)
+        return
+    conf, photos = kept / "conf.yaml", [kept / name for name in ("known", "novel", "mixed")]
+    noted = kept / "releases.json"  # written last
+    if not noted.exists():
+        kept.mkdir(parents=True, exist_ok=True)
+        noted.write_text(json.dumps(make_shop(kept, num_products, serve).releases))
+    older, newer = json.loads(noted.read_text())
+    yield Shop(conf, (older, newer), *photos)
 
 
 def make_shop(folder: Path, num_products: int, serve: dict[str, Any]) -> Shop:
