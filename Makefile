@@ -1,6 +1,7 @@
 # make demo: the whole path once, on a generated catalog.   make test: the tests.   make serve: the endpoint and the page.
 CONF ?= conf/local.yaml
 PY = .venv/bin/python
+PYTEST = $(PY) -m pytest -n 2 --dist loadgroup  # one process for what needs Spark, Ray or an endpoint, one for the rest
 
 .PHONY: help setup demo test serve check drill chaos-nightly bench bench-index bench-serve chaos-serve clean
 
@@ -28,7 +29,7 @@ serve: setup
 
 test: setup
 	@./setup.sh --browser
-	@$(PY) -m pytest -m "not drill and not slow"
+	@$(PYTEST) -m "not drill and not slow"
 
 check: setup
 	@./setup.sh --browser
@@ -36,7 +37,7 @@ check: setup
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 	.venv/bin/lint-imports
-	$(PY) -m pytest
+	$(PYTEST)
 
 drill: setup
 	@$(PY) -m pytest -m drill

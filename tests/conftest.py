@@ -15,7 +15,7 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
 
 ROOT = Path(__file__).parent.parent
-ALONE = {"clicks", "evaluation", "index", "looks", "ranking", "render", "training", "vision"}  # folders whose tests need no engine
+ALONE = {"clicks", "evaluation", "index", "looks", "ranking", "render", "training", "vision"}  # their tests need no engine
 ENGINES = {"spark", "ray_local"}
 
 
