@@ -15,16 +15,19 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
 
 ROOT = Path(__file__).parent.parent
-ALONE = {"clicks", "evaluation", "index", "looks", "ranking", "render", "training", "vision"}  # their tests need no engine
 ENGINES = {"spark", "ray_local"}
+SERVERS = {"api", "page"}  # folders whose tests share endpoints
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """In several processes (`-n`) the tests that share Spark, Ray and a built store stay in one; the others go anywhere."""
+    """In several processes (`-n`) tests that share what is slow to start stay in one; the others go anywhere."""
     for item in items:
-        needed = ENGINES.intersection(getattr(item, "fixturenames", ()))
-        if needed or item.path.relative_to(ROOT / "tests").parts[0] not in ALONE:
+        folder = item.path.relative_to(ROOT / "tests").parts[0]
+        if ENGINES.intersection(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.xdist_group("engines"))
+        elif folder in SERVERS:
+            item.add_marker(pytest.mark.xdist_group("servers"))
 
 
 @pytest.fixture(scope="session")

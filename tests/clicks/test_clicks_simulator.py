@@ -39,6 +39,7 @@ def test_position_bias_is_measured(clicks: Sessions) -> None:
     assert np.abs(curve - truth).max() < 0.08
 
 
+@pytest.mark.slow
 def test_the_truth_is_recovered_only_with_inverse_propensity(clicks: Sessions, unseen: World) -> None:
     curve = propensities(clicks, CONFIG.propensity_exponent, CONFIG.min_propensity)
     learned = recovered(unseen, scores(train_ranker(clicks, curve, CONFIG), unseen.features_SLF))

@@ -158,6 +158,7 @@ def mild(data: bytes) -> list[tuple[str, bytes]]:
     return [("resized_90_percent", jpeg(smaller)), ("jpeg_40", jpeg(image, 40)), ("brighter_3_percent", jpeg(brighter))]
 
 
+@pytest.mark.slow
 @pytest.mark.shared_data
 @pytest.mark.parametrize(("name", "only", "stride"), [
     ("luma-catalog", "images/", 1), ("grocery-store", "images/catalog", 1), ("clothing-small", "images/train", 24),

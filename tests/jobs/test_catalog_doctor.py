@@ -134,6 +134,7 @@ def shop(tmp_path: Path) -> Shop:
     return shop
 
 
+@pytest.mark.slow
 def test_every_fault_is_found_once_and_shown(spark: SparkSession, shop: Shop) -> None:
     report = shop.folder / "report"
     settings = {

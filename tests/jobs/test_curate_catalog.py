@@ -157,6 +157,7 @@ def test_csv_with_mapped_columns_quotes_and_a_short_row(spark: SparkSession, tmp
     assert [(row["reason"], row["detail"]) for row in table(tmp_path, "rejects")] == [("malformed_row", "row=a3,short")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["parquet", "delta"])
 def test_tables_with_nested_columns_and_a_filter(spark: SparkSession, tmp_path: Path, form: str) -> None:
     rows = spark.sql(

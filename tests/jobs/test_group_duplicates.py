@@ -38,6 +38,7 @@ def duplicates(tmp_path: Path) -> DeltaTable:
     return DeltaTable(str(tmp_path / "tables" / "duplicates"))
 
 
+@pytest.mark.slow
 def test_groups_their_rerun_and_a_new_neighbour(spark: SparkSession, tmp_path: Path) -> None:
     rng = random.Random(1)
     shoe, hat, sock = (rng.getrandbits(256) for _ in range(3))

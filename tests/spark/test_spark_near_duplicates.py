@@ -50,6 +50,7 @@ def flipped(value: int, bits: list[int]) -> int:
     return value
 
 
+@pytest.mark.slow
 @SLOW
 @given(seed=st.integers(0, 2**32), heavy=st.sampled_from([0, 3, 10_000]))
 def test_pairs_at_every_distance_are_found_and_none_beyond(spark: SparkSession, seed: int, heavy: int) -> None:

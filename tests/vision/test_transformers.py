@@ -139,6 +139,7 @@ def test_a_detector_gives_the_librarys_boxes(detector: tuple[Path, DetectorConfi
         assert np.abs(ours - exact).max() <= 10 * np.abs(rounded - exact).max() + 1e-5
 
 
+@pytest.mark.slow
 def test_whatever_is_found_is_an_item(detector: tuple[Path, DetectorConfig]) -> None:
     folder, config = detector
     (image,) = photos(1)
