@@ -19,15 +19,12 @@ ENGINES = {"spark", "ray_local"}
 SERVERS = {"api", "page"}  # folders whose tests share endpoints
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the marks
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_itemcollected(item: pytest.Item) -> None:
     """In several processes (`-n`) tests that share what is slow to start stay in one; the others go anywhere."""
-    for item in items:
-        folder = item.path.relative_to(ROOT / "tests").parts[0]
-        if ENGINES.intersection(getattr(item, "fixturenames", ())):
-            item.add_marker(pytest.mark.xdist_group("engines"))
-        elif folder in SERVERS:
-            item.add_marker(pytest.mark.xdist_group("servers"))
+    if ENGINES.intersection(getattr(item, "fixturenames", ())):
+        item.add_marker(pytest.mark.xdist_group("engines"))
+    elif item.path.relative_to(ROOT / "tests").parts[0] in SERVERS:
+        item.add_marker(pytest.mark.xdist_group("servers"))
 
 
 @pytest.fixture(scope="session")

@@ -7,8 +7,8 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-from ray import serve as ray_serve
 
+from serve.api.batching import Batcher
 from serve.api.kept import Kept
 from serve.api.logs import write_json_lines
 from serve.api.schemas import Box
@@ -120,15 +120,13 @@ class QueryEncoder:
         write_json_lines()
         self.encoders = Encoders(settings)
         self.encoders.of(release_id)
-        self.thread = ThreadPoolExecutor(1, thread_name_prefix="encoder")  # the event loop only collects batches
-        self._analyse.set_max_batch_size(settings.serve.batch_size)
-        self._analyse.set_batch_wait_timeout_s(settings.serve.batch_wait_s)
+        self.thread = ThreadPoolExecutor(1, thread_name_prefix="encoder")
+        self.photos = Batcher(self.encoders.analyse, settings.serve.batch_size, self.thread)
 
     async def analyse(self, release_id: str, photo: bytes, boxes: Boxes) -> Analysis:
         """Crops of one photo; without boxes crop 0 is the whole photo."""
         await self._opened(release_id)
-        analysis: Analysis = await self._analyse((release_id, photo, boxes))
-        return analysis
+        return await self.photos.ask((release_id, photo, boxes))
 
     async def embed_text(self, release_id: str, text: str) -> np.ndarray | Refused:
         """(D,) embedding of one text."""
@@ -139,7 +137,3 @@ class QueryEncoder:
         """Another bundle is loaded beside the encoder's own thread, which goes on with the queries of the release before."""
         if not self.encoders.is_open(release_id):
             await asyncio.to_thread(self.encoders.of, release_id)
-
-    @ray_serve.batch  # type: ignore[untyped-decorator]
-    async def _analyse(self, asked: list[tuple[str, bytes, Boxes]]) -> list[Analysis]:
-        return await asyncio.get_running_loop().run_in_executor(self.thread, self.encoders.analyse, asked)
