@@ -9,6 +9,8 @@ import pytest
 from jobs.config import Config
 from tests.parts import SPARK, BuiltStore, endpoint, write_conf
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # threads that wait for each other while another process has their core
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")

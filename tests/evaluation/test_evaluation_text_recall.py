@@ -32,6 +32,7 @@ def test_a_concatenated_product_is_the_weighted_sum_and_one_without_text_its_pho
     assert side_by_side @ query == pytest.approx(scores[0, 1])
 
 
+@pytest.mark.slow
 def test_figures_of_a_bundle_with_a_text_encoder(tmp_path: Path) -> None:
     """Random weights: its own photo and title find a product whose photo lies in the catalog; no text, no figures."""
     plain = make_bundle(tmp_path)

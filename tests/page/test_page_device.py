@@ -18,7 +18,7 @@ from tests.api.conftest import api, encode, groups, served, tiny  # noqa: F401 -
 from tests.api.tiny_release import TinyRelease
 from tests.page.test_page import FLAGS, browser_path, choose, keep  # noqa: F401 - a fixture
 
-pytestmark = pytest.mark.browser
+pytestmark = [pytest.mark.browser, pytest.mark.slow]  # the network is exported for browsers first
 
 INPUTS = """async ({ photo, config }) => {
   const { networkInput } = await import("/page/device.js");

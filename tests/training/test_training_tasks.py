@@ -209,6 +209,7 @@ def test_figures_are_shares(tiny_split: Split, tiny_photos: Path) -> None:
         assert any(value >= tiny_split.num_scenes for name, value in figures.items() if name.startswith("num_"))
 
 
+@pytest.mark.slow
 def test_fragments_open_as_a_bundle(tiny_split: Split, tiny_photos: Path, tmp_path: Path) -> None:
     folder = tmp_path / "bundle"
     detector, encoder = detector_task(tiny_split, tiny_photos), encoder_task(tiny_split, tiny_photos)

@@ -187,6 +187,7 @@ def test_a_download_is_kept(tmp_path: Path) -> None:
     assert Bundle.load(folder, CPU).dim == 576
 
 
+@pytest.mark.slow
 @pytest.mark.shared_data
 def test_mobilenet_finds_groceries(photos_folder: Path, tmp_path: Path) -> None:
     """Published MobileNetV2 weights, whole photos: 296 photos by people -> 81 catalog images, by cosine.

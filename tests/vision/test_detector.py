@@ -52,6 +52,7 @@ def agree(found: Detections, expected: dict[str, torch.Tensor], min_score: float
     return len(found.scores)
 
 
+@pytest.mark.slow
 def test_ssdlite_gives_torchvisions_boxes(tmp_path: Path) -> None:
     torch.manual_seed(2)
     network = torchvision_detector("ssdlite320_mobilenet_v3_large", 4)

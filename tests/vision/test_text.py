@@ -75,6 +75,7 @@ def test_the_tokenizer_is_part_of_the_digest(small_config: BundleConfig, text_pa
         Bundle.load(folder, RuntimeConfig())
 
 
+@pytest.mark.slow
 def test_open_clip_reads_texts_with_the_other_side_of_its_weights(tmp_path: Path) -> None:
     import open_clip
 

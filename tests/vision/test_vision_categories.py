@@ -63,6 +63,7 @@ def with_categories(small_config: BundleConfig, prototypes: Path) -> BundleConfi
     return small_config.model_copy(update={"categories": own})
 
 
+@pytest.mark.slow
 def test_a_bundle_predicts_the_shops_categories(small_config: BundleConfig, prototypes: Path, tmp_path: Path) -> None:
     plain = assemble_bundle(small_config, tmp_path / "bundles")
     folder = assemble_bundle(with_categories(small_config, prototypes), tmp_path / "bundles")
