@@ -22,7 +22,8 @@ NUM_TABLES = 15
 KEY_BITS = 17
 BUCKETS = 2**KEY_BITS
 SCAN_BELOW = 50_000  # rows: so many are scanned in the time that the probes take
-CHUNK_ROWS = 65_536  # 2 MB of hashes: stays in the cache while the variants pass over it
+CHUNK_ROWS = 65_536  # whose keys are made at once
+SCAN_ROWS = 1_024  # compared with all variants at once: 256 kB, which stays in the cache
 MASKS = [
     np.array([sum(1 << bit for bit in bits) for n in range(radius + 1) for bits in combinations(range(KEY_BITS), n)], np.int64)
     for radius in range(4)
@@ -67,7 +68,7 @@ class HashTable:
         self.places: np.ndarray | None = None
         if tables is not None:
             num = len(hashes_M32)
-            flat = np.memmap(tables, np.uint32, "r", shape=(NUM_TABLES * (BUCKETS + 1 + num),))
+            flat = np.asarray(np.memmap(tables, np.uint32, "r", shape=(NUM_TABLES * (BUCKETS + 1 + num),)))
             self.starts, self.places = flat[: NUM_TABLES * (BUCKETS + 1)], flat[NUM_TABLES * (BUCKETS + 1) :]
 
     @classmethod
@@ -85,13 +86,12 @@ class HashTable:
 
     def _scan(self, hashes_V32: np.ndarray, max_distance: int) -> Found:
         """Compared with all."""
+        queries_V14 = hashes_V32.view(np.uint64)[:, None]
         found = [(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.int32))]
-        for start in range(0, len(self.words_M4), CHUNK_ROWS):
-            words = self.words_M4[start : start + CHUNK_ROWS]
-            for variant, query_4 in enumerate(hashes_V32.view(np.uint64)):
-                distances = np.bitwise_count(words ^ query_4).sum(axis=1, dtype=np.int32)
-                rows = np.flatnonzero(distances <= max_distance)
-                found.append((start + rows, np.full(len(rows), variant), distances[rows]))
+        for start in range(0, len(self.words_M4), SCAN_ROWS):
+            distances_VM = set_bits(self.words_M4[start : start + SCAN_ROWS] ^ queries_V14)
+            variants, rows = np.nonzero(distances_VM <= max_distance)
+            found.append((start + rows, variants, distances_VM[variants, rows]))
         rows, variants, distances = (np.concatenate(parts) for parts in zip(*found, strict=True))
         return rows, variants, distances
 
@@ -113,10 +113,17 @@ class HashTable:
         hopeful = np.flatnonzero((counts & 0xFF) + (counts >> 8) <= max_distance)  # of unlike hashes nearly none
         variants = np.searchsorted(ends_V, hopeful, side="right")
         rows = rows_C[hopeful].astype(np.int64)
-        distances = np.bitwise_count(self.words_M4[rows] ^ queries_V4[variants]).sum(axis=1, dtype=np.int32)
+        distances = set_bits(self.words_M4[rows] ^ queries_V4[variants])
         near = distances <= max_distance
         pairs, first = np.unique(rows[near] * len(hashes_V32) + variants[near], return_index=True)
         return pairs // len(hashes_V32), pairs % len(hashes_V32), distances[near][first]
+
+
+def set_bits(words: np.ndarray) -> np.ndarray:
+    """Of (..., 4) uint64, C order: (...) int32. The four counts of up to 64 are added within one word of 32 bits."""
+    counts = np.bitwise_count(words).view(np.uint32)[..., 0]
+    pairs = (counts & 0x00FF00FF) + (counts >> 8 & 0x00FF00FF)
+    return np.asarray((pairs + (pairs >> 16) & 0xFFFF).astype(np.int32))
 
 
 @cache

@@ -14,7 +14,6 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
 PRODUCTS = pa.schema(
@@ -97,7 +96,7 @@ class Records:
 
     def first_image(self, product: int) -> int:
         """Row of the product's first photo in images.arrow."""
-        return int(np.searchsorted(self.product_of_image, product))
+        return bisect.bisect_left(self.product_of_image, product)  # np.searchsorted copies a column of another type
 
     def attributes(self, product: int) -> dict[str, Any]:
         """Every column of the product, and image_id and image_uri of its first photo."""
@@ -114,7 +113,7 @@ class Records:
 
     def photo_uri(self, product: int, image_id: str) -> str | None:
         """Where the product's photo `image_id` lies; None when it has no such photo."""
-        first, end = np.searchsorted(self.product_of_image, [product, product + 1])
+        first, end = self.first_image(product), self.first_image(product + 1)
         return next((self.image_uri(image) for image in range(first, end) if self.image_id(image) == image_id), None)
 
     def product_id(self, product: int) -> str:

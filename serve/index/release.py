@@ -5,6 +5,7 @@ tables and the products: `ShardGroup`, `HashStage`, `ProductStore`. `Release` is
 Everything returned is plain data that pickles small. Letters: S shards, Q queries, D width, K neighbours.
 """
 
+import bisect
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -116,7 +117,7 @@ class ShardGroup:
 
     def _candidate(self, row: int, score: float) -> Candidate:
         """Row `row`, counted through over the group, in words."""
-        place = int(np.searchsorted(self.starts, row, side="right")) - 1
+        place = bisect.bisect_right(self.starts, row) - 1
         opened, row = self.shards[place], row - int(self.starts[place])
         records = opened.shard.records
         image, product = int(records.image_of_row_R[row]), int(records.product_of_row_R[row])

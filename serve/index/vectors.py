@@ -34,7 +34,7 @@ def map_rows(path: Path, dtype: type, width: int) -> np.ndarray:
         raise ReleaseError(f"{path}: {'missing' if size < 0 else f'{size} bytes are no rows of {row_bytes}'}; build it again")
     if size == 0:
         return np.empty((0, width), dtype)
-    return np.memmap(path, dtype, mode="r", shape=(size // row_bytes, width))
+    return np.asarray(np.memmap(path, dtype, mode="r", shape=(size // row_bytes, width)))  # slices of a np.memmap are slow
 
 
 class StoredVectors:

@@ -68,7 +68,7 @@ def fingerprints(shards: Mapping[str, Shard], places: Sequence[Place]) -> tuple[
     colours_N48 = np.empty((len(places), COLOUR_BYTES), np.uint8)
     for path, where_M, rows_M in by_shard(places):
         shard = shards[path]
-        images_M = np.searchsorted(shard.records.product_of_image, rows_M)
+        images_M = np.searchsorted(shard.records.product_of_image, rows_M.astype(np.int32))  # of one type: nothing is copied
         hashes_N32[where_M], colours_N48[where_M] = shard.hashes_M32[images_M], shard.colours_M48[images_M]
     return hashes_N32, colours_N48
 

@@ -120,7 +120,7 @@ def test_every_kind(tmp_path: Path, kind: Any) -> None:
 
 def test_index_is_mapped_not_read(big: Path, plan: IndexPlan) -> None:
     shard = Shard.open(big, spec(plan.factory), DIM)
-    assert isinstance(shard.vectors_ND.codes_NB, np.memmap)
+    assert isinstance(shard.vectors_ND.codes_NB.base, np.memmap)
     maps = Path("/proc/self/maps").read_text()
     assert all(str(big / name) in maps for name in ("index.faiss", "vectors.f16", "hashes.u8", "rows.arrow", "products.arrow"))
 
