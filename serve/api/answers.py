@@ -1,7 +1,6 @@
 """From results of the kernel to the answer on the wire: attributes from the product store, links, and why in words."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import cache
 from typing import Any, Literal
 from urllib.parse import quote
 
@@ -24,7 +23,7 @@ from serve.index.release import HashMatch
 from serve.index.search import CropAnswer, Result, is_match
 
 Why = Callable[[Result], str]
-Known = Callable[[str], Attributes | None]
+Known = Callable[[Result], Attributes | None]
 
 
 def why_hash(match: HashMatch) -> Why:
@@ -79,7 +78,7 @@ class Answers:
         is_picture: bool,
     ) -> SearchAnswer:
         """The whole answer but its timings. `is_picture`: scores are cosines of pictures, which have thresholds."""
-        known = cache(self._attributes)  # what is among the results is among those of a crop, and often of several
+        known = self._known()
         shown = self._results(results, known, why, explain is not None)
         return SearchAnswer(
             results=shown,
@@ -127,14 +126,24 @@ class Answers:
         shown = (self._result(result, known, why, explained) for result in results if result.score >= self.min_score)
         return [answer for answer in shown if answer is not None]
 
-    def _attributes(self, product_id: str) -> Attributes | None:
-        """None where the product was deleted."""
-        known = self.products.product(product_id)
-        return None if known is None else attributes_of(known)
+    def _known(self) -> Known:
+        """Attributes of a result's product, read once: what is among the results is among those of a crop, and often of several.
+
+        None where the product was deleted.
+        """
+        read: dict[str, Attributes | None] = {}
+
+        def attributes(result: Result) -> Attributes | None:
+            if result.product_id not in read:
+                known = self.products.product(result.product_id, result.place)
+                read[result.product_id] = None if known is None else attributes_of(known)
+            return read[result.product_id]
+
+        return attributes
 
     def _result(self, result: Result, known: Known, why: Why, explained: bool) -> ResultAnswer | None:
         """None where the product was deleted since it was found."""
-        attributes = known(result.product_id)
+        attributes = known(result)
         if attributes is None:
             return None
         return ResultAnswer(

@@ -20,9 +20,10 @@ class Catalog:
         fresh = self.fresh()
         return fresh.products if product_id in fresh.rows else self.release
 
-    def product(self, product_id: str) -> dict[str, Any] | None:
-        """See ProductStore.product."""
-        return self.store(product_id).product(product_id)
+    def product(self, product_id: str, place: tuple[str, int] | None = None) -> dict[str, Any] | None:
+        """See ProductStore.product; `place` in the release."""
+        store = self.store(product_id)
+        return store.product(product_id, place if store is self.release else None)
 
     def embedding(self, product_id: str) -> np.ndarray | None:
         """See ProductStore.embedding."""

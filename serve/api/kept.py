@@ -11,8 +11,8 @@ T = TypeVar("T")
 class Kept(Generic[T]):
     """Opens what is asked for once, and lets go of what was asked for longest ago. Safe to share between threads."""
 
-    def __init__(self, open_one: Callable[[str], T], close_one: Callable[[T], None] | None = None) -> None:
-        self.open_one, self.close_one = open_one, close_one
+    def __init__(self, open_one: Callable[[str], T]) -> None:
+        self.open_one = open_one
         self.values: dict[str, T] = {}
         self.lock, self.opening = threading.Lock(), threading.Lock()
 
@@ -30,10 +30,8 @@ class Kept(Generic[T]):
                 value = self.open_one(key)
                 with self.lock:
                     self._newest(key, value)
-                    gone = [self.values.pop(old) for old in list(self.values)[:-MOST]]
-                for old in gone:
-                    if self.close_one is not None:
-                        self.close_one(old)
+                    for old in list(self.values)[:-MOST]:
+                        del self.values[old]
                 return value
         return self.get(key)
 

@@ -20,34 +20,38 @@ from serve.vision.bundle import Bundle, CropFeatures, TextError
 from serve.vision.crop import MIN_DRAWN_PX, BoxError, crops_of_drawn
 from serve.vision.guarded import GuardedDecoder
 from serve.vision.image import ImageError
-from serve.vision.spec import DecodeLimits, RuntimeConfig
+from serve.vision.spec import RuntimeConfig
 
 KEPT_TEXTS = 1_000
+BATCHES_AHEAD = 2  # of decoded photos held at once: one in the networks, one that waits
 Boxes = tuple[Box, ...]
 Analysis = list[CropFeatures] | Refused
 
 
-class PhotoEncoder:
-    """A bundle behind a guarded decoder; used by one thread at a time."""
+def decoded(decoder: GuardedDecoder, photo: bytes, boxes: Boxes) -> np.ndarray | Refused:
+    """Its pixels, (H, W, 3) uint8, when it is a photo and the boxes lie in it."""
+    try:
+        pixels = decoder.decode(photo)
+        crops_of_drawn(pixels.shape[1], pixels.shape[0], boxes)
+    except ImageError as error:
+        return Refused(error.code, error.detail)
+    except BoxError:
+        return Refused("outside", f"at least {MIN_DRAWN_PX} px of each side must lie in the photo", "box")
+    return pixels
 
-    def __init__(self, folder: Path, digest: str, runtime: RuntimeConfig, limits: DecodeLimits) -> None:
+
+class PhotoEncoder:
+    """A bundle; used by one thread at a time."""
+
+    def __init__(self, folder: Path, digest: str, runtime: RuntimeConfig) -> None:
         """The bundle in `folder`, which must have that digest. Raises BundleError, DeviceError."""
         self.bundle = Bundle.load(folder, runtime, digest)
-        self.decoder = GuardedDecoder(limits)
         self.of_text: Callable[[str], np.ndarray] = lru_cache(KEPT_TEXTS)(self._of_text)
 
-    def analyse(self, photos: Sequence[tuple[bytes, Boxes]]) -> list[Analysis]:
-        """For each photo its crops, or why it was refused: a bad photo spoils no other query of its batch.
-
-        With boxes the crops are those parts alone; without, crop 0 is the whole photo and the others its items.
-        """
-        decoded = [self._decode(data, boxes) for data, boxes in photos]
-        taken = [(pixels, boxes) for pixels, (_, boxes) in zip(decoded, photos, strict=True) if not isinstance(pixels, Refused)]
-        found = iter(self.bundle.analyse([p for p, _ in taken], [boxes or None for _, boxes in taken]) if taken else [])
-        return [
-            pixels if isinstance(pixels, Refused) else next(found)[1 if boxes else 0 :]
-            for pixels, (_, boxes) in zip(decoded, photos, strict=True)
-        ]
+    def analyse(self, photos: Sequence[tuple[np.ndarray, Boxes]]) -> list[list[CropFeatures]]:
+        """For each decoded photo its crops: with boxes those parts alone, else the whole and its items."""
+        found = self.bundle.analyse([pixels for pixels, _ in photos], [boxes or None for _, boxes in photos])
+        return [crops[1 if boxes else 0 :] for crops, (_, boxes) in zip(found, photos, strict=True)]
 
     def embed_text(self, text: str) -> np.ndarray | Refused:
         """(D,) embedding of a text, kept for when it is asked again. Photos are never kept."""
@@ -59,17 +63,6 @@ class PhotoEncoder:
     def _of_text(self, text: str) -> np.ndarray:
         return np.asarray(self.bundle.encode_texts([text])[0])
 
-    def _decode(self, data: bytes, boxes: Boxes) -> np.ndarray | Refused:
-        """Pixels, when they are a photo and the boxes lie in it."""
-        try:
-            pixels = self.decoder.decode(data)
-            crops_of_drawn(pixels.shape[1], pixels.shape[0], boxes)
-        except ImageError as error:
-            return Refused(error.code, error.detail)
-        except BoxError:
-            return Refused("outside", f"at least {MIN_DRAWN_PX} px of each side must lie in the photo", "box")
-        return pixels
-
 
 class Encoders:
     """The bundles of the releases that are asked for; two releases of one bundle share it. One thread at a time encodes."""
@@ -77,7 +70,7 @@ class Encoders:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.bundles: dict[str, BundleEntry] = {}  # of each release
-        self.kept = Kept(self._open, lambda encoder: encoder.decoder.close())
+        self.kept = Kept(self._open)
 
     def of(self, release_id: str) -> PhotoEncoder:
         """Its encoder. Raises ReleaseError, BundleError."""
@@ -95,14 +88,14 @@ class Encoders:
 
     def _open(self, key: str) -> PhotoEncoder:
         digest, folder = key.split(" ", 1)
-        return PhotoEncoder(self.settings.store.root / folder, digest, self.settings.runtime, self.settings.decode)
+        return PhotoEncoder(self.settings.store.root / folder, digest, self.settings.runtime)
 
-    def analyse(self, asked: Sequence[tuple[str, bytes, Boxes]]) -> list[Analysis]:
+    def analyse(self, asked: Sequence[tuple[str, np.ndarray, Boxes]]) -> list[list[CropFeatures]]:
         """See PhotoEncoder.analyse; each photo with the id of its release."""
         by_release: dict[str, list[int]] = {}
         for place, (release_id, _, _) in enumerate(asked):
             by_release.setdefault(release_id, []).append(place)
-        answers: dict[int, Analysis] = {}
+        answers: dict[int, list[CropFeatures]] = {}
         for release_id, places in by_release.items():
             found = self.of(release_id).analyse([asked[place][1:] for place in places])
             answers |= dict(zip(places, found, strict=True))
@@ -114,19 +107,24 @@ class Encoders:
 
 
 class QueryEncoder:
-    """One replica = one process with the bundles loaded."""
+    """One replica = one process with the bundles loaded. The next photos are decoded while the networks run."""
 
     def __init__(self, settings: Settings, release_id: str) -> None:
         write_json_lines()
         self.encoders = Encoders(settings)
         self.encoders.of(release_id)
+        self.decoder = GuardedDecoder(settings.decode)
+        self.decoding = ThreadPoolExecutor(1, thread_name_prefix="decoder")
+        self.ahead = asyncio.Semaphore(BATCHES_AHEAD * settings.serve.batch_size)
         self.thread = ThreadPoolExecutor(1, thread_name_prefix="encoder")
         self.photos = Batcher(self.encoders.analyse, settings.serve.batch_size, self.thread)
 
     async def analyse(self, release_id: str, photo: bytes, boxes: Boxes) -> Analysis:
         """Crops of one photo; without boxes crop 0 is the whole photo."""
         await self._opened(release_id)
-        return await self.photos.ask((release_id, photo, boxes))
+        async with self.ahead:
+            pixels = await asyncio.get_running_loop().run_in_executor(self.decoding, decoded, self.decoder, photo, boxes)
+            return pixels if isinstance(pixels, Refused) else await self.photos.ask((release_id, pixels, boxes))
 
     async def embed_text(self, release_id: str, text: str) -> np.ndarray | Refused:
         """(D,) embedding of one text."""

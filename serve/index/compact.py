@@ -28,11 +28,11 @@ def rows_of_shard(shard: Shard, chosen_P: np.ndarray | None = None) -> tuple[pa.
     image_N, product_N = records.image_of_row_R[rows_N], records.product_of_row_R[rows_N]
     crop_N = records.crop_of_row_R[rows_N]
     is_whole = pa.array(crop_N == 0)
-    ids = pa.array([image_id.hex() for image_id in records.images["image_id"].take(pa.array(image_N)).to_pylist()])
+    ids = pa.array([image_id.hex() for image_id in records.image_ids.take(pa.array(image_N)).to_pylist()])
     columns = {
         "product_id": records.product_ids.take(pa.array(product_N)),
         "position": pa.array(image_N),  # photos lie in their order
-        "image_uri": records.images["image_uri"].take(pa.array(image_N)),
+        "image_uri": records.image_uris.take(pa.array(image_N)),
         "image_id": ids,
         "crop": pa.array(crop_N),
         **{name: pa.array(side[rows_N]) for name, side in zip(BOX, records.boxes, strict=True)},

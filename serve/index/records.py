@@ -72,7 +72,9 @@ class Records:
 
     def __init__(self, folder: Path) -> None:
         self.products, self.images, self.rows = (read_batch(folder / name, schema) for name, schema in RECORD_FILES.items())
-        self.product_ids = self.products["product_id"]
+        self.product_ids, self.categories = self.products["product_id"], self.products["category"]
+        self.columns = {name: self.products[name] for name in PRODUCTS.names}
+        self.image_ids, self.image_uris = self.images["image_id"], self.images["image_uri"]
         self.product_of_row_R = self.rows["product"].to_numpy()  # int32, ascending
         self.image_of_row_R = self.rows["image"].to_numpy()
         self.crop_of_row_R = self.rows["crop"].to_numpy()
@@ -100,16 +102,16 @@ class Records:
 
     def attributes(self, product: int) -> dict[str, Any]:
         """Every column of the product, and image_id and image_uri of its first photo."""
-        found: dict[str, Any] = self.products.slice(product, 1).to_pylist()[0]
         first = self.first_image(product)
-        return found | {"image_id": self.image_id(first), "image_uri": self.image_uri(first)}
+        photo = {"image_id": self.image_id(first), "image_uri": self.image_uri(first)}
+        return {name: column[product].as_py() for name, column in self.columns.items()} | photo
 
     def image_id(self, image: int) -> str:
         """Hex SHA-256 of the photo's bytes."""
-        return str(self.images["image_id"][image].as_py().hex())
+        return str(self.image_ids[image].as_py().hex())
 
     def image_uri(self, image: int) -> str:
-        return str(self.images["image_uri"][image].as_py())
+        return str(self.image_uris[image].as_py())
 
     def photo_uri(self, product: int, image_id: str) -> str | None:
         """Where the product's photo `image_id` lies; None when it has no such photo."""
@@ -120,7 +122,7 @@ class Records:
         return str(self.product_ids[product].as_py())
 
     def category(self, product: int) -> str | None:
-        value: str | None = self.products["category"][product].as_py()
+        value: str | None = self.categories[product].as_py()
         return value
 
 

@@ -148,10 +148,13 @@ class ProductStore:
         """Map the products of `shards` (none = all)."""
         return cls(open_shards(folder, manifest, shards), manifest.num_buckets)
 
-    def product(self, product_id: str) -> dict[str, Any] | None:
-        """Its columns of records.PRODUCTS and image_uri; None when there is no such product."""
-        found = self._find(product_id)
-        return found[0].records.attributes(found[1]) if found else None
+    def product(self, product_id: str, place: tuple[str, int] | None = None) -> dict[str, Any] | None:
+        """Its columns of records.PRODUCTS, and image_id and image_uri; None when there is no such product.
+
+        `place`: what `place(product_id)` says, where it is known.
+        """
+        place = place or self.place(product_id)
+        return self.by_path[place[0]].records.attributes(place[1]) if place else None
 
     def embedding(self, product_id: str) -> np.ndarray | None:
         """(D,) float32 of the product's whole first photo; None when there is no such product."""

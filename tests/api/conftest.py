@@ -10,12 +10,13 @@ import pytest
 from serve.api.cascade import Cascade
 from serve.api.host import Host
 from serve.api.metrics import Metrics
-from serve.api.query_encoder import PhotoEncoder
+from serve.api.query_encoder import PhotoEncoder, decoded
 from serve.api.routes import create_app
 from serve.api.served import ServedRelease
 from serve.api.shard_searcher import ShardSearcher
-from serve.api.towers import AskEncoder
+from serve.api.towers import AskEncoder, Refused
 from serve.settings import Settings
+from serve.vision.guarded import GuardedDecoder
 from tests.api.live_app import live, until_there
 from tests.api.tiny_release import RELEASE_ID, TinyRelease, make_release
 
@@ -36,10 +37,14 @@ def served(tiny: TinyRelease) -> ServedRelease:
 def encode(served: ServedRelease, tiny: TinyRelease) -> AskEncoder:
     """The encoder of the tiny bundle, asked one photo or one text at a time."""
     digest = served.manifest.bundle.digest
-    encoder = PhotoEncoder(served.bundle_folder, digest, tiny.settings.runtime, tiny.settings.decode)
+    encoder, decoder = PhotoEncoder(served.bundle_folder, digest, tiny.settings.runtime), GuardedDecoder(tiny.settings.decode)
+
+    def analysed(data: bytes, boxes: Any) -> Any:
+        pixels = decoded(decoder, data, boxes)
+        return pixels if isinstance(pixels, Refused) else encoder.analyse([(pixels, boxes)])[0]
 
     async def photo(data: bytes, boxes: Any) -> Any:
-        return (await asyncio.to_thread(encoder.analyse, [(data, boxes)]))[0]
+        return await asyncio.to_thread(analysed, data, boxes)
 
     async def text(words: str) -> Any:
         return await asyncio.to_thread(encoder.embed_text, words)
