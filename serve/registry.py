@@ -25,6 +25,10 @@ class NoChampionError(ReleaseError):
     """Nothing was published yet."""
 
 
+# What MLflow says of a model and of an alias that are not there (mlflow/store/model_registry/sqlalchemy_store.py).
+NOTHING_THERE = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
+
+
 @dataclass(frozen=True)
 class RegisteredRelease:
     """One registered model version."""
@@ -53,9 +57,14 @@ def registry_client(registry: RegistryConfig) -> "MlflowClient":
 def registered(registry: RegistryConfig, store: StoreConfig, alias: str) -> RegisteredRelease | None:
     """The release that `alias` names; None when nothing has the alias."""
     client = registry_client(registry)
-    found = client.search_registered_models(filter_string=f"name = '{registry.model}'")
-    version = found[0].aliases.get(alias) if found else None
-    return None if version is None else of_version(client.get_model_version(registry.model, str(version)), store)
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return of_version(client.get_model_version_by_alias(registry.model, alias), store)
+    except MlflowException as error:
+        if error.error_code in NOTHING_THERE:
+            return None
+        raise
 
 
 def of_version(version: "ModelVersion", store: StoreConfig) -> RegisteredRelease:
