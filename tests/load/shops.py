@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import shutil
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ class Shop:
     known: Path  # catalog photos, compressed again: the hash stage answers
     novel: Path  # street scenes: the vector stage answers
     mixed: Path  # 30 % known, 70 % novel
+    put: Path  # for products that are put: photos that no search asks for
 
 
 @contextlib.contextmanager
@@ -35,8 +37,9 @@ def opened_shop(kept: Path | None, num_products: int, serve: dict[str, Any]) -> 
         with tempfile.TemporaryDirectory() as temp:
             yield make_shop(Path(temp), num_products, serve)
         return
-    conf, photos = kept / "conf.yaml", [kept / name for name in ("known", "novel", "mixed")]
+    conf, photos = kept / "conf.yaml", [kept / name for name in ("known", "novel", "mixed", "put")]
     noted = kept / "releases.json"  # written last
+    shutil.rmtree(kept / "store" / "tables" / "inserts", ignore_errors=True)  # what an earlier run put
     if not noted.exists():
         kept.mkdir(parents=True, exist_ok=True)
         noted.write_text(json.dumps(make_shop(kept, num_products, serve).releases))
@@ -59,14 +62,15 @@ def make_shop(folder: Path, num_products: int, serve: dict[str, Any]) -> Shop:
     for _ in range(2):
         releases.append(run(conf, "jobs.nightly"))
         change_prices(rendered / "feed.jsonl")
-    known, novel, mixed = (folder / name for name in ("known", "novel", "mixed"))
+    known, novel, mixed, put = (folder / name for name in ("known", "novel", "mixed", "put"))
     write_photos(sorted((rendered / "images").glob("*-1.jpg")), known, again)
     write_photos(sorted((rendered / "scenes").glob("*.jpg")), novel, darker)
+    write_photos(sorted((rendered / "scenes").glob("*.jpg")), put, cut)
     mixed.mkdir()
     for number, (one, other) in enumerate(zip(sorted(known.iterdir()), sorted(novel.iterdir()), strict=False)):
         source = one if number % 10 in (0, 3, 6) else other
         (mixed / f"{number:03d}.jpg").write_bytes(source.read_bytes())
-    return Shop(conf, (releases[0], releases[1]), known, novel, mixed)
+    return Shop(conf, (releases[0], releases[1]), known, novel, mixed, put)
 
 
 def run(conf: Path, module: str) -> str:
@@ -105,6 +109,11 @@ def write_photos(paths: list[Path], folder: Path, change: Any) -> None:
 def again(image: Image.Image, _: int) -> Image.Image:
     """As a user sends a shop's photo back."""
     return image
+
+
+def cut(image: Image.Image, _: int) -> Image.Image:
+    """Its middle: another hash than the whole."""
+    return image.crop((image.width // 10, image.height // 10, image.width * 9 // 10, image.height * 9 // 10))
 
 
 def darker(image: Image.Image, number: int) -> Image.Image:
