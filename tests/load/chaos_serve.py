@@ -289,7 +289,7 @@ FAULTS: dict[str, Callable[[Drill], Verdict]] = {
 def drilled(seconds: float, kept: Path | None) -> Iterator[Drill]:
     """An endpoint for all faults."""
     serve = {"watch_s": 1.0, "num_searchers": 2, "searcher_replicas": 2, "num_ingress": 2, "request_timeout_s": 10.0}
-    with opened_shop(kept, 60, serve) as shop, endpoint(shop.conf) as url:
+    with opened_shop(kept, 60, serve=serve, index={"num_shards": 2}) as shop, endpoint(shop.conf) as url:
         yield Drill(url, shop, seconds)
 
 

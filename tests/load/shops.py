@@ -31,32 +31,31 @@ class Shop:
 
 
 @contextlib.contextmanager
-def opened_shop(kept: Path | None, num_products: int, serve: dict[str, Any]) -> Iterator[Shop]:
+def opened_shop(kept: Path | None, num_products: int, **sections: dict[str, Any]) -> Iterator[Shop]:
     """The shop of the folder `kept`, made there first where there is none; none = one that is gone afterwards."""
     if kept is None:
         with tempfile.TemporaryDirectory() as temp:
-            yield make_shop(Path(temp), num_products, serve)
+            yield make_shop(Path(temp), num_products, sections)
         return
     conf, photos = kept / "conf.yaml", [kept / name for name in ("known", "novel", "mixed", "put")]
     noted = kept / "releases.json"  # written last
     shutil.rmtree(kept / "store" / "tables" / "inserts", ignore_errors=True)  # what an earlier run put
     if not noted.exists():
         kept.mkdir(parents=True, exist_ok=True)
-        noted.write_text(json.dumps(make_shop(kept, num_products, serve).releases))
+        noted.write_text(json.dumps(make_shop(kept, num_products, sections).releases))
     older, newer = json.loads(noted.read_text())
     yield Shop(conf, (older, newer), *photos)
 
 
-def make_shop(folder: Path, num_products: int, serve: dict[str, Any]) -> Shop:
-    """Renders a catalog, publishes it, changes prices and publishes it again. `serve`: settings of that section."""
+def make_shop(folder: Path, num_products: int, sections: dict[str, dict[str, Any]]) -> Shop:
+    """Renders a catalog, publishes it, changes prices and publishes it again. `sections`: of the settings."""
     rendered = folder / "rendered"
-    sections: dict[str, Any] = {
+    own: dict[str, Any] = {
         "render": {"folder": str(rendered), "num_products": num_products, "num_scenes": NUM_PHOTOS},
         "feed": {"uri": str(rendered / "feed.jsonl"), "max_reject_frac": 0.5},
-        "serve": serve,
         "train_looks": {"links": [str(rendered / "outfits.jsonl")], "model": "cooccurrence"},
     }
-    conf = write_conf(folder, sections)
+    conf = write_conf(folder, own | sections)
     run(conf, "jobs.render_catalog")
     releases = []
     for _ in range(2):
@@ -66,7 +65,7 @@ def make_shop(folder: Path, num_products: int, serve: dict[str, Any]) -> Shop:
     write_photos(sorted((rendered / "images").glob("*-1.jpg")), known, again)
     write_photos(sorted((rendered / "scenes").glob("*.jpg")), novel, darker)
     write_photos(sorted((rendered / "scenes").glob("*.jpg")), put, cut)
-    mixed.mkdir()
+    mixed.mkdir(exist_ok=True)
     for number, (one, other) in enumerate(zip(sorted(known.iterdir()), sorted(novel.iterdir()), strict=False)):
         source = one if number % 10 in (0, 3, 6) else other
         (mixed / f"{number:03d}.jpg").write_bytes(source.read_bytes())
@@ -95,7 +94,7 @@ def change_prices(feed: Path) -> None:
 
 def write_photos(paths: list[Path], folder: Path, change: Any) -> None:
     """NUM_PHOTOS of `paths`, each changed."""
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     for number, path in enumerate(paths[:NUM_PHOTOS]):
         buffer = io.BytesIO()
         try:
