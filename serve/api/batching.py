@@ -11,30 +11,38 @@ from collections.abc import Callable
 from concurrent.futures import Executor
 from typing import Generic, TypeVar
 
+PATIENT_SIZE = 2  # of what may wait in one batch
 Asked = TypeVar("Asked")
 Answer = TypeVar("Answer")
 
 
 class Batcher(Generic[Asked, Answer]):
-    """`run` in one call of `executor` at a time, over up to `max_size` queries; used from one event loop."""
+    """`run` in one call of `executor` at a time, over up to `max_size` queries; used from one event loop.
+
+    What may wait (a product that is put) is run in short batches, so that a query that comes meanwhile waits for no long one, and
+    one of it with every batch of queries, so that it is never kept waiting for good.
+    """
 
     def __init__(self, run: Callable[[list[Asked]], list[Answer]], max_size: int, executor: Executor) -> None:
         self.run, self.max_size, self.executor = run, max_size, executor
         self.waiting: deque[tuple[Asked, asyncio.Future[Answer]]] = deque()
+        self.patient: deque[tuple[Asked, asyncio.Future[Answer]]] = deque()
         self.running: asyncio.Task[None] | None = None
 
-    async def ask(self, asked: Asked) -> Answer:
+    async def ask(self, asked: Asked, *, may_wait: bool = False) -> Answer:
         """The answer to one query; what `run` raises, it raises for every query of its batch."""
         answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-        self.waiting.append((asked, answer))
+        (self.patient if may_wait else self.waiting).append((asked, answer))
         if self.running is None:
             self.running = asyncio.create_task(self._run_all())
         return await answer
 
     async def _run_all(self) -> None:
         """Batch after batch, until nobody waits."""
-        while self.waiting:
-            batch = [self.waiting.popleft() for _ in range(min(self.max_size, len(self.waiting)))]
+        while self.waiting or self.patient:
+            num = min(self.max_size, len(self.waiting))
+            batch = [self.waiting.popleft() for _ in range(num)]
+            batch += [self.patient.popleft() for _ in range(min(1 if num else PATIENT_SIZE, len(self.patient)))]
             batch = [(asked, answer) for asked, answer in batch if not answer.cancelled()]  # its client is gone
             if batch:
                 await self._run(batch)

@@ -101,7 +101,7 @@ async def put_product(cascade: Cascade, product_id: str, asked: ProductChange, p
     if photo is None:
         return await cascade.changes.add(Change(product_id, CHANGE, attributes))
     fingerprint = await cascade.hashes.fingerprint(photo)
-    crops = await cascade.towers.photo(photo, ())
+    crops = await cascade.towers.photo(photo, (), may_wait=True)
     uri = asked.image_uri
     if uri is None:
         uri = await cascade.in_thread(keep_photo, cascade.photos_folder, photo)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from serve.api.batching import Batcher
+from serve.api.batching import PATIENT_SIZE, Batcher
 from serve.api.kept import Kept
 from serve.api.logs import write_json_lines
 from serve.api.schemas import Box
@@ -116,15 +116,18 @@ class QueryEncoder:
         self.decoder = GuardedDecoder(settings.decode)
         self.decoding = ThreadPoolExecutor(1, thread_name_prefix="decoder")
         self.ahead = asyncio.Semaphore(BATCHES_AHEAD * settings.serve.batch_size)
+        self.patient_ahead = asyncio.Semaphore(BATCHES_AHEAD * PATIENT_SIZE)  # of what may wait: it keeps no query from here
         self.thread = ThreadPoolExecutor(1, thread_name_prefix="encoder")
         self.photos = Batcher(self.encoders.analyse, settings.serve.batch_size, self.thread)
 
-    async def analyse(self, release_id: str, photo: bytes, boxes: Boxes) -> Analysis:
-        """Crops of one photo; without boxes crop 0 is the whole photo."""
+    async def analyse(self, release_id: str, photo: bytes, boxes: Boxes, may_wait: bool) -> Analysis:
+        """Crops of one photo; without boxes crop 0 is the whole photo. `may_wait`: others go first."""
         await self._opened(release_id)
-        async with self.ahead:
+        async with self.patient_ahead if may_wait else self.ahead:
             pixels = await asyncio.get_running_loop().run_in_executor(self.decoding, decoded, self.decoder, photo, boxes)
-            return pixels if isinstance(pixels, Refused) else await self.photos.ask((release_id, pixels, boxes))
+            if isinstance(pixels, Refused):
+                return pixels
+            return await self.photos.ask((release_id, pixels, boxes), may_wait=may_wait)
 
     async def embed_text(self, release_id: str, text: str) -> np.ndarray | Refused:
         """(D,) embedding of one text."""

@@ -29,7 +29,7 @@ class Refused:
 class AskEncoder:
     """The encoder's two towers."""
 
-    photo: Callable[[bytes, tuple[Box, ...]], Awaitable[list[CropFeatures] | Refused]]
+    photo: Callable[[bytes, tuple[Box, ...], bool], Awaitable[list[CropFeatures] | Refused]]
     text: Callable[[str], Awaitable[np.ndarray | Refused]]
 
 
@@ -39,9 +39,12 @@ class Towers:
     def __init__(self, served: ServedRelease, ask: AskEncoder, timeout_s: float, lost: Lost) -> None:
         self.served, self.ask, self.timeout_s, self.lost = served, ask, timeout_s, lost
 
-    async def photo(self, photo: bytes, boxes: tuple[Box, ...]) -> list[CropFeatures]:
-        """Crops of a photo. Raises Problem: what the decoder refuses, 503 when no encoder answered."""
-        features: list[CropFeatures] | Refused = await self.asked(partial(self.ask.photo, photo, boxes))
+    async def photo(self, photo: bytes, boxes: tuple[Box, ...], *, may_wait: bool = False) -> list[CropFeatures]:
+        """Crops of a photo; one that `may_wait` lets queries go first.
+
+        Raises Problem: what the decoder refuses, 503 when no encoder answered.
+        """
+        features: list[CropFeatures] | Refused = await self.asked(partial(self.ask.photo, photo, boxes, may_wait))
         if isinstance(features, Refused):
             if features.field == "image":
                 raise image_problem(features.code, features.detail)

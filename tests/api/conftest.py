@@ -43,7 +43,7 @@ def encode(served: ServedRelease, tiny: TinyRelease) -> AskEncoder:
         pixels = decoded(decoder, data, boxes)
         return pixels if isinstance(pixels, Refused) else encoder.analyse([(pixels, boxes)])[0]
 
-    async def photo(data: bytes, boxes: Any) -> Any:
+    async def photo(data: bytes, boxes: Any, may_wait: bool) -> Any:
         return await asyncio.to_thread(analysed, data, boxes)
 
     async def text(words: str) -> Any:

@@ -70,3 +70,20 @@ def test_an_error_is_told_to_its_batch_alone_and_who_is_gone_is_not_run(thread: 
     assert (first, three) == (0, 6) and isinstance(gone, asyncio.CancelledError)
     assert isinstance(one, ValueError) and isinstance(thirteen, ValueError)
     assert doubling.batches == [[0], [1, 13], [3]]
+
+
+def test_what_may_wait_lets_others_go_first_but_is_not_forgotten(thread: ThreadPoolExecutor) -> None:
+    doubling = Doubling()
+
+    async def ask() -> None:
+        batcher = Batcher(doubling, 2, thread)
+        asked = [asyncio.create_task(batcher.ask(0))]
+        await started(doubling, 1)
+        asked += [asyncio.create_task(batcher.ask(number, may_wait=True)) for number in (10, 11, 12, 14)]
+        asked += [asyncio.create_task(batcher.ask(number)) for number in (1, 2, 3)]
+        await asyncio.sleep(0.01)
+        doubling.let.set()
+        await asyncio.gather(*asked)
+
+    asyncio.run(ask())
+    assert doubling.batches == [[0], [1, 2, 10], [3, 11], [12, 14]]
