@@ -24,6 +24,7 @@ from tests.api.live_app import live
 from tests.api.tiny_release import NUM_PRODUCTS, TinyRelease, encoded, picture
 
 pytestmark = pytest.mark.browser
+expect.set_options(timeout=30_000)  # other tests may have the cores
 FLAGS = ["--no-sandbox", "--disable-gpu", "--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
 WATCH_FETCH = "const real = fetch; window.fetch = (url, options) => { window.sent = options?.body; return real(url, options); }"
 SCREENSHOTS = os.environ.get("VS_SCREENSHOTS")  # a folder: the page as the tests saw it

@@ -50,7 +50,7 @@ def test_two_raters(
             for number in range(len(photos)):
                 expect(page.locator("#progress")).to_have_text(f"{number} of 3 photos judged")
                 expect(page.locator(".tile")).to_have_count(4)
-                assert page.locator("#photo").evaluate("img => img.decode().then(() => img.naturalWidth)") == 192
+                page.wait_for_function("document.getElementById('photo').naturalWidth === 192")
                 how(page)
                 if number == 0:
                     keep(page, f"judge-{rater}")
