@@ -1,7 +1,7 @@
 # make demo: the whole path once, on a generated catalog.   make test: the tests.   make serve: the endpoint and the page.
 CONF ?= conf/local.yaml
 PY = .venv/bin/python
-PYTEST = $(PY) -m pytest -n 2 --dist loadgroup  # one process for what needs Spark, Ray or an endpoint, one for the rest
+PYTEST = $(PY) -m pytest -n 2 --dist loadgroup  # tests that share engines stay in one process (tests/conftest.py)
 
 .PHONY: help setup demo test serve check drill chaos-nightly bench bench-index bench-serve chaos-serve clean
 

@@ -19,8 +19,8 @@ Answer = TypeVar("Answer")
 class Batcher(Generic[Asked, Answer]):
     """`run` in one call of `executor` at a time, over up to `max_size` queries; used from one event loop.
 
-    What may wait (a product that is put) is run in short batches, so that a query that comes meanwhile waits for no long one, and
-    one of it with every batch of queries, so that it is never kept waiting for good.
+    What may wait (a product that is put) is run in short batches, so that a query that comes meanwhile waits for no long one.
+    Every batch of queries takes one of it along, so that it is not kept waiting for good; with `max_size` 1 it waits for a pause.
     """
 
     def __init__(self, run: Callable[[list[Asked]], list[Answer]], max_size: int, executor: Executor) -> None:
@@ -40,9 +40,10 @@ class Batcher(Generic[Asked, Answer]):
     async def _run_all(self) -> None:
         """Batch after batch, until nobody waits."""
         while self.waiting or self.patient:
-            num = min(self.max_size, len(self.waiting))
-            batch = [self.waiting.popleft() for _ in range(num)]
-            batch += [self.patient.popleft() for _ in range(min(1 if num else PATIENT_SIZE, len(self.patient)))]
+            taken_along = min(1, len(self.patient), self.max_size - 1)
+            batch = [self.waiting.popleft() for _ in range(min(self.max_size - taken_along, len(self.waiting)))]
+            num_patient = taken_along if batch else min(PATIENT_SIZE, len(self.patient), self.max_size)
+            batch += [self.patient.popleft() for _ in range(num_patient)]
             batch = [(asked, answer) for asked, answer in batch if not answer.cancelled()]  # its client is gone
             if batch:
                 await self._run(batch)

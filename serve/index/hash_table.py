@@ -122,8 +122,8 @@ class HashTable:
 def set_bits(words: np.ndarray) -> np.ndarray:
     """Of (..., 4) uint64, C order: (...) int32. The four counts of up to 64 are added within one word of 32 bits."""
     counts = np.bitwise_count(words).view(np.uint32)[..., 0]
-    pairs = (counts & 0x00FF00FF) + (counts >> 8 & 0x00FF00FF)
-    return np.asarray((pairs + (pairs >> 16) & 0xFFFF).astype(np.int32))
+    pairs = (counts & 0x00FF00FF) + ((counts >> 8) & 0x00FF00FF)
+    return np.asarray(((pairs + (pairs >> 16)) & 0xFFFF).astype(np.int32))
 
 
 @cache

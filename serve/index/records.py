@@ -72,8 +72,8 @@ class Records:
 
     def __init__(self, folder: Path) -> None:
         self.products, self.images, self.rows = (read_batch(folder / name, schema) for name, schema in RECORD_FILES.items())
-        self.product_ids, self.categories = self.products["product_id"], self.products["category"]
-        self.columns = {name: self.products[name] for name in PRODUCTS.names}
+        self.columns = {name: self.products[name] for name in PRODUCTS.names}  # of products
+        self.product_ids, self.categories = self.columns["product_id"], self.columns["category"]
         self.image_ids, self.image_uris = self.images["image_id"], self.images["image_uri"]
         self.product_of_row_R = self.rows["product"].to_numpy()  # int32, ascending
         self.image_of_row_R = self.rows["image"].to_numpy()

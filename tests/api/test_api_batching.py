@@ -86,4 +86,4 @@ def test_what_may_wait_lets_others_go_first_but_is_not_forgotten(thread: ThreadP
         await asyncio.gather(*asked)
 
     asyncio.run(ask())
-    assert doubling.batches == [[0], [1, 2, 10], [3, 11], [12, 14]]
+    assert doubling.batches == [[0], [1, 10], [2, 11], [3, 12], [14]]

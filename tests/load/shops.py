@@ -37,14 +37,19 @@ def opened_shop(kept: Path | None, num_products: int, **sections: dict[str, Any]
         with tempfile.TemporaryDirectory() as temp:
             yield make_shop(Path(temp), num_products, sections)
         return
-    conf, photos = kept / "conf.yaml", [kept / name for name in ("known", "novel", "mixed", "put")]
     noted = kept / "releases.json"  # written last
     shutil.rmtree(kept / "store" / "tables" / "inserts", ignore_errors=True)  # what an earlier run put
     if not noted.exists():
         kept.mkdir(parents=True, exist_ok=True)
         noted.write_text(json.dumps(make_shop(kept, num_products, sections).releases))
     older, newer = json.loads(noted.read_text())
-    yield Shop(conf, (older, newer), *photos)
+    yield shop_in(kept, older, newer)
+
+
+def shop_in(folder: Path, older: str, newer: str) -> Shop:
+    """What `make_shop` has made there."""
+    known, novel, mixed, put = (folder / name for name in ("known", "novel", "mixed", "put"))
+    return Shop(folder / "conf.yaml", (older, newer), known, novel, mixed, put)
 
 
 def make_shop(folder: Path, num_products: int, sections: dict[str, dict[str, Any]]) -> Shop:
@@ -61,15 +66,15 @@ def make_shop(folder: Path, num_products: int, sections: dict[str, dict[str, Any
     for _ in range(2):
         releases.append(run(conf, "jobs.nightly"))
         change_prices(rendered / "feed.jsonl")
-    known, novel, mixed, put = (folder / name for name in ("known", "novel", "mixed", "put"))
-    write_photos(sorted((rendered / "images").glob("*-1.jpg")), known, again)
-    write_photos(sorted((rendered / "scenes").glob("*.jpg")), novel, darker)
-    write_photos(sorted((rendered / "scenes").glob("*.jpg")), put, cut)
-    mixed.mkdir(exist_ok=True)
-    for number, (one, other) in enumerate(zip(sorted(known.iterdir()), sorted(novel.iterdir()), strict=False)):
+    shop = shop_in(folder, *releases)
+    write_photos(sorted((rendered / "images").glob("*-1.jpg")), shop.known, again)
+    write_photos(sorted((rendered / "scenes").glob("*.jpg")), shop.novel, darker)
+    write_photos(sorted((rendered / "scenes").glob("*.jpg")), shop.put, cut)
+    shop.mixed.mkdir(exist_ok=True)
+    for number, (one, other) in enumerate(zip(sorted(shop.known.iterdir()), sorted(shop.novel.iterdir()), strict=False)):
         source = one if number % 10 in (0, 3, 6) else other
-        (mixed / f"{number:03d}.jpg").write_bytes(source.read_bytes())
-    return Shop(conf, (releases[0], releases[1]), known, novel, mixed, put)
+        (shop.mixed / f"{number:03d}.jpg").write_bytes(source.read_bytes())
+    return shop
 
 
 def run(conf: Path, module: str) -> str:

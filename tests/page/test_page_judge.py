@@ -21,6 +21,10 @@ from tests.api.tiny_release import TinyRelease
 from tests.page.test_page import FLAGS, browser_path, keep  # noqa: F401 - a fixture
 
 pytestmark = pytest.mark.browser
+PHOTO_SHOWN = """before => {
+  const photo = document.getElementById("photo");
+  return photo.getAttribute("src") !== before && photo.complete && photo.naturalWidth === 192;
+}"""
 SEEN = {"p/00": 3, "p/02": 2, "p/04": 1, "p/05": 0}  # what a careful rater says, whatever the order
 
 
@@ -47,10 +51,12 @@ def test_two_raters(
             page.goto(f"{url}/judge")
             page.get_by_label("Your name").fill(rater)
             page.get_by_role("button", name="Start").click()
+            shown: str | None = None
             for number in range(len(photos)):
                 expect(page.locator("#progress")).to_have_text(f"{number} of 3 photos judged")
                 expect(page.locator(".tile")).to_have_count(4)
-                page.wait_for_function("document.getElementById('photo').naturalWidth === 192")
+                page.wait_for_function(PHOTO_SHOWN, arg=shown)
+                shown = page.locator("#photo").get_attribute("src")
                 how(page)
                 if number == 0:
                     keep(page, f"judge-{rater}")
