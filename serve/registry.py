@@ -25,10 +25,6 @@ class NoChampionError(ReleaseError):
     """Nothing was published yet."""
 
 
-# What MLflow says of a model and of an alias that are not there (mlflow/store/model_registry/sqlalchemy_store.py).
-NOTHING_THERE = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
-
-
 @dataclass(frozen=True)
 class RegisteredRelease:
     """One registered model version."""
@@ -62,9 +58,11 @@ def registered(registry: RegistryConfig, store: StoreConfig, alias: str) -> Regi
     try:
         return of_version(client.get_model_version_by_alias(registry.model, alias), store)
     except MlflowException as error:
-        if error.error_code in NOTHING_THERE:
-            return None
-        raise
+        if error.error_code == "INVALID_PARAMETER_VALUE":  # MLflow's word for an alias that is not there, and for a bad name
+            client.get_registered_model(registry.model)  # which raises for the name
+        elif error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return None
 
 
 def of_version(version: "ModelVersion", store: StoreConfig) -> RegisteredRelease:
