@@ -378,12 +378,13 @@ class TrainEncoderConfig(Section):
 class TrainDetectorConfig(Section):
     """A class-agnostic item detector on the training scenes."""
 
-    arch: str = "ssdlite320_mobilenet_v3_large"
+    arch: str = Field("fcos_mobilenet_v3_small", description="that, or ssdlite320_mobilenet_v3_large")
     input_px: tuple[int, ...] = Field(
         (160, 160, 160, 192, 192, 224), min_length=1, description="input side by epoch; the last one stays, and is shipped"
     )
     plain_frac: float = Field(0.25, ge=0, description="products on plain ground for each street scene of an epoch")
     start: StartFile | None = Field(None, description="weights to start from, of a bundle; none = random")
+    backbone: StartFile | None = Field(None, description="fcos: an encoder's weights, whose layers it starts from; none = random")
     epochs: int = Field(6, ge=1)
     batch_size: int = Field(16, ge=2)
     learning_rate: float = Field(2e-3, gt=0)

@@ -107,7 +107,7 @@ def best_encoder(config: Config, spec: EncoderConfig, work: Path, crops: PhotoCr
 
 def best_detector(config: Config, spec: DetectorConfig, work: Path, crops: PhotoCrops) -> tuple[DetectorConfig, Choice | None]:
     """The detector with its runtime. None where there is none, or a two-stage one, which stays as it is."""
-    if spec.kind == "none" or (spec.kind == "torchvision" and not (spec.arch or "").startswith("ssdlite")):
+    if spec.kind == "none" or spec.two_stage:
         return spec, None
     settings, plain = config.quantize_bundle, spec.model_copy(update={"runtime": CpuRuntime()})
     images = [*crops.photos, *crops.catalog][: settings.max_images]

@@ -1,4 +1,4 @@
-"""Trains the detector: SSDlite for one class, "item", on generated street scenes and products on plain ground.
+"""Trains the detector: FCOS (or SSDlite) for one class, "item", on generated street scenes and products on plain ground.
 
 Reads   nothing: the photos are generated from `training.seed` (other products than the rendered catalog's).
 Writes  `training.folder` (photos, once), `train_detector.folder` (a checkpoint an epoch; the same command resumes),
@@ -21,10 +21,11 @@ from jobs.training.detector_task import DetectorTask
 from jobs.training.fragment import log_curve, write_fragment
 from jobs.training.generated import render_split, splits
 from jobs.training.loop import plan_for, train
+from serve.vision.detection_nets import FCOS_SMALL, torchvision_detector
 
 log = logging.getLogger(__name__)
 
-ARCHS = ("ssdlite320_mobilenet_v3_large",)
+ARCHS = (FCOS_SMALL, "ssdlite320_mobilenet_v3_large")
 
 
 @dataclass(frozen=True)
@@ -52,11 +53,17 @@ def run(config: Config) -> TrainDetectorResult:
     plan = plan_for("detector", settings, photos)
     build = partial(DetectorTask, settings, learn, held_out, config.training.folder.resolve())
     trained = train(build, plan)
+    transform = torchvision_detector(settings.arch, 2).get_submodule("transform")
     spec = {
         "kind": "torchvision",
         "arch": settings.arch,
         "labels": ("item",),
-        "preprocess": {"size_px": settings.input_px[-1], "resize": "squash", "mean": (0.5,) * 3, "std": (0.5,) * 3},
+        "preprocess": {
+            "size_px": settings.input_px[-1],
+            "resize": "squash",
+            "mean": transform.image_mean,
+            "std": transform.image_std,
+        },
     }
     file = write_fragment(settings.bundle, settings.bundle_name, "detector", spec, trained.weights)
     log_curve(config.registry, "train_detector", settings.model_dump(mode="json"), trained.history)

@@ -40,12 +40,13 @@ class EdgeBatches:
         return [order[start : start + self.config.batch_edges] for start in range(0, len(order), self.config.batch_edges)]
 
     def batch(self, edges_B: np.ndarray) -> Batch:
-        """With negatives: half of any kind, half of the kinds of this batch's targets."""
+        """With negatives: half of any kind, half of the kinds of this batch's targets. Both ascend: so looked up quickest."""
+        edges_B = np.sort(edges_B)
         sources_B, targets_B = self.graph.sources_E[edges_B], self.graph.targets_E[edges_B]
         half = self.config.negatives // 2
         anything = self.rng.integers(0, self.graph.num_nodes, half)
         alike = self.by_kind.sample(self.kinds_N[self.rng.choice(targets_B, half)], 1, self.rng)[:, 0]
-        negatives_M = np.concatenate([anything, alike])
+        negatives_M = np.sort(np.concatenate([anything, alike]))
         known_BM = self.graph.holds(sources_B[:, None], negatives_M[None]) | (sources_B[:, None] == negatives_M[None])
         return Batch(sources_B, targets_B, negatives_M, known_BM)
 

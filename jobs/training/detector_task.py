@@ -1,4 +1,4 @@
-"""What train_detector trains: torchvision's SSD for one class, "item", on scenes with known boxes.
+"""What train_detector trains: a detector of torchvision's parts for one class, "item", on scenes with known boxes.
 
 Letters: N scenes, S side of the input.
 """
@@ -10,14 +10,14 @@ from typing import Any
 
 import numpy as np
 import torch
-import torchvision
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from jobs.config import TrainDetectorConfig
+from jobs.config import JobError, TrainDetectorConfig
 from jobs.evaluation.boxes import box_figures
 from jobs.training.augmentation import scene_augmented
 from jobs.training.generated import SceneSet, Split, load_scenes
+from serve.vision.detection_nets import torchvision_detector
 
 EVALUATE_BATCH = 16
 BATCH_NORM_MOMENTUM = 0.1  # torchvision's 0.03 is for long training: its averages lag behind in a short one
@@ -30,9 +30,11 @@ class DetectorTask:
         self.config = config
         torch.manual_seed(config.seed)
         self.scenes, self.held_out = load_scenes(learn, photos), load_scenes(held_out, photos)
-        self.network: nn.Module = torchvision.models.get_model(config.arch, weights=None, weights_backbone=None, num_classes=2)
+        self.network = torchvision_detector(config.arch, 2).train()
         if config.start is not None:
             self.network.load_state_dict(load_file(config.start))
+        if config.backbone is not None:
+            load_backbone(self.network, config.backbone)
         for layer in self.network.modules():
             if isinstance(layer, nn.BatchNorm2d):
                 layer.momentum = BATCH_NORM_MOMENTUM
@@ -50,7 +52,7 @@ class DetectorTask:
         return [{"params": list(self.network.parameters()), "lr": learning_rate}]
 
     def losses(self, epoch: int, device: torch.device) -> Iterator[Tensor]:
-        """Classification + box loss of torchvision, one batch after the other, at this epoch's input size."""
+        """The sum of torchvision's losses, one batch after the other, at this epoch's input size."""
         size_px = self.config.input_px[min(epoch, len(self.config.input_px) - 1)]
         set_input(self.network, size_px)
         rng = np.random.default_rng([self.config.seed, epoch])
@@ -64,7 +66,7 @@ class DetectorTask:
             targets = [{"boxes": b * size_px, "labels": torch.ones(len(b), dtype=torch.int64, device=device)} for b in boxes]
             with torch.autocast("cuda", torch.bfloat16, enabled=device.type == "cuda"):
                 parts = self.network(list(images), targets)
-            yield parts["classification"].float() + parts["bbox_regression"].float()
+            yield sum((part.float() for part in parts.values()), torch.zeros((), device=device))
 
     @torch.inference_mode()
     def figures(self, device: torch.device) -> dict[str, float]:
@@ -86,8 +88,18 @@ class DetectorTask:
         }
 
 
+def load_backbone(network: nn.Module, encoder: Path) -> None:
+    """The layers of a trained encoder become the detector's. Raises JobError where they are not those of its backbone."""
+    prefix = "backbone.features."
+    layers = {key.removeprefix(prefix): value for key, value in load_file(encoder).items() if key.startswith(prefix)}
+    try:
+        network.get_submodule("backbone.body").load_state_dict(layers)
+    except (AttributeError, RuntimeError) as error:
+        raise JobError(f"train_detector.backbone={encoder}: not an encoder with this detector's backbone") from error
+
+
 def set_input(network: nn.Module, size_px: int) -> None:
-    """The side that torchvision scales every image to. Its anchors are shares of the image, so any side works."""
+    """The side that torchvision scales every image to. Anchors are shares of the image (SSD) or move with the stride (FCOS)."""
     network.get_submodule("transform").fixed_size = (size_px, size_px)  # type: ignore[assignment]
 
 

@@ -94,14 +94,18 @@ class Plan:
 def plan_for(name: str, settings: TrainEncoderConfig | TrainDetectorConfig, photos: Path) -> Plan:
     """The plan of one job's settings on one set of photos (a folder whose name says what is in it).
 
-    Raises JobError where `start` is set and no such file.
+    Raises JobError where `start` or `backbone` is set and no such file.
     """
-    if settings.start is not None and not settings.start.is_file():
-        raise JobError(f"train_{name}.start={settings.start}: no such file; name {name}.safetensors of a bundle")
-    start = "" if settings.start is None else hashlib.sha256(settings.start.read_bytes()).hexdigest()
+    starts = {
+        setting: file
+        for setting, part in (("start", name), ("backbone", "encoder"))
+        if (file := existing(f"train_{name}.{setting}", getattr(settings, setting, None), part)) is not None
+    }
+    digests = " ".join(hashlib.sha256(file.read_bytes()).hexdigest() for file in starts.values())
+    apart = {"folder", "bundle", "bundle_name", "threads", *starts}
     return Plan(
         name=name,
-        key=f"{photos.name} {start} {settings.model_dump_json(exclude={'folder', 'bundle', 'bundle_name', 'threads', 'start'})}",
+        key=f"{photos.name} {digests} {settings.model_dump_json(exclude=apart)}",
         folder=settings.folder,
         epochs=settings.epochs,
         learning_rate=settings.learning_rate,
@@ -110,6 +114,13 @@ def plan_for(name: str, settings: TrainEncoderConfig | TrainDetectorConfig, phot
         seed=settings.seed,
         average=settings.average,
     )
+
+
+def existing(setting: str, file: Path | None, part: str) -> Path | None:
+    """The file of a setting, if one is named. Raises JobError where it is not there."""
+    if file is not None and not file.is_file():
+        raise JobError(f"{setting}={file}: no such file; name {part}.safetensors of a bundle")
+    return file
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Torchvision's detection networks as plain array functions, ready to be converted.
 
-Letters: N images, A anchors, L labels (the background not counted), S side of the input in pixels, B boxes of one image.
+Letters: N images, A anchors (FCOS: places), L labels (no background), S side of the input in pixels, B boxes of one image.
 """
 
 from pathlib import Path
@@ -8,16 +8,24 @@ from pathlib import Path
 import torch
 import torchvision
 from torch import nn
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.backbone_utils import BackboneWithFPN
+from torchvision.models.detection.fcos import FCOS, FCOSHead
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.ssd import SSD
 from torchvision.ops import FrozenBatchNorm2d
+from torchvision.ops.feature_pyramid_network import ExtraFPNBlock
 
 from serve.vision.backbones import load_exactly, published_weights, read_tensors
 from serve.vision.spec import BundleError
 
+FCOS_SMALL = "fcos_mobilenet_v3_small"  # torchvision has its parts, and builds FCOS on ResNet-50 only
+FCOS_STRIDES = (8, 16, 32)
+FCOS_CHANNELS, FCOS_CONVS = 64, 2  # of the pyramid, and a head: a quarter and half of torchvision's
 # Family -> a bias with one number a class, and how often the classes repeat in it (anchors a place).
 CLASS_BIASES = {
     "ssdlite": ("head.classification_head.module_list.0.1.bias", 6),
+    "fcos": ("head.classification_head.cls_logits.bias", 1),
     "fasterrcnn": ("roi_heads.box_predictor.cls_score.bias", 1),
 }
 
@@ -38,6 +46,24 @@ class SsdAnchors(nn.Module):
         anchors = anchors_A4[None].expand_as(offsets).reshape(-1, 4)
         boxes = self.ssd.box_coder.decode_single(offsets.reshape(-1, 4), anchors).reshape(offsets.shape)
         return boxes, outputs["cls_logits"].softmax(dim=2)[..., 1:]
+
+
+class FcosPlaces(nn.Module):
+    """An FCOS before suppression: every place's box, and its score for every label."""
+
+    def __init__(self, fcos: FCOS) -> None:
+        super().__init__()
+        self.fcos = fcos
+
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(N, 3, S, S) normalised images -> boxes (N, A, 4) in input pixels, scores (N, A, L) in [0, 1]."""
+        features = list(self.fcos.backbone(images).values())
+        outputs = self.fcos.head(features)
+        anchors_A4 = self.fcos.anchor_generator(ImageList(images[:1], [(images.shape[2], images.shape[3])]), features)[0]
+        offsets = outputs["bbox_regression"]
+        boxes = self.fcos.box_coder.decode(offsets, anchors_A4[None].expand_as(offsets))
+        scores = (outputs["cls_logits"].sigmoid() * outputs["bbox_ctrness"].sigmoid()).sqrt()
+        return boxes, scores[..., 1:]
 
 
 class PhotoBoxes(nn.Module):
@@ -61,15 +87,46 @@ def detection_net(arch: str, path: Path) -> nn.Module:
         raise BundleError(f"{path}: not the weights of {arch}: it lacks {key}")
     network = torchvision_detector(arch, len(tensors[key]) // repeats)
     load_exactly(network, tensors, path, arch)
-    return SsdAnchors(network) if arch.startswith("ssdlite") else PhotoBoxes(network)
+    if arch.startswith("ssdlite"):
+        return SsdAnchors(network)
+    return FcosPlaces(network) if arch == FCOS_SMALL else PhotoBoxes(network)
 
 
 def torchvision_detector(arch: str, num_classes: int) -> nn.Module:
     """Torchvision's `arch` for inference with random weights; the background is one of `num_classes`. Raises BundleError."""
+    if arch == FCOS_SMALL:
+        fcos: nn.Module = fcos_mobilenet_v3_small(num_classes)
+        return fcos.eval()
     if arch not in torchvision.models.list_models(module=torchvision.models.detection):
         raise BundleError(f"detector.arch={arch}: not a detector of torchvision")
     network: nn.Module = torchvision.models.get_model(arch, weights=None, weights_backbone=None, num_classes=num_classes)
     return network.eval()
+
+
+def fcos_mobilenet_v3_small(num_classes: int) -> FCOS:
+    """FCOS (arXiv:1904.01355) on MobileNetV3-small: no anchors to match, so that it learns from few thousand photos.
+
+    Its backbone has the layers of an encoder of that name, so it can start from one.
+    """
+    layers = torchvision.models.get_model("mobilenet_v3_small", weights=None).features
+    pyramid = BackboneWithFPN(
+        layers, {"3": "0", "8": "1", "12": "2"}, [layers[place].out_channels for place in (3, 8, 12)], FCOS_CHANNELS,
+        extra_blocks=NoMoreLevels(), norm_layer=nn.BatchNorm2d,
+    )  # fmt: skip
+    return FCOS(
+        pyramid, num_classes, fixed_size=(224, 224),
+        anchor_generator=AnchorGenerator(tuple((stride,) for stride in FCOS_STRIDES), ((1.0,),) * len(FCOS_STRIDES)),
+        head=FCOSHead(FCOS_CHANNELS, 1, num_classes, FCOS_CONVS), score_thresh=0.02, nms_thresh=0.5,
+    )  # fmt: skip
+
+
+class NoMoreLevels(ExtraFPNBlock):  # type: ignore[misc]
+    """Items fill a good part of a photo: the pyramid ends where the backbone ends."""
+
+    def forward(
+        self, results: list[torch.Tensor], x: list[torch.Tensor], names: list[str]
+    ) -> tuple[list[torch.Tensor], list[str]]:
+        return results, names
 
 
 def published_labels(arch: str, tag: str) -> tuple[str, ...]:

@@ -57,7 +57,7 @@ class WholeImage:
 
 
 class OneStageDetector:
-    """A network on a square input that scores every anchor for every label: SSDlite, YOLOX.
+    """A network on a square input that scores every anchor for every label: SSDlite, FCOS, YOLOX.
 
     Subclasses say how the network's outputs become boxes in its input's pixels and scores.
     """
@@ -161,17 +161,20 @@ def build_detector(config: DetectorConfig, folder: Path, runtime: RuntimeConfig,
     if config.kind == "onnx_yolox":
         network = file_network(folder / (config.runtime.network or config.weights), config.runtime, runtime, one_by_one=True)
         return YoloxDetector(network, input_of(config), labels, config)
-    if config.kind == "torchvision" and not (config.arch or "").startswith(("ssdlite", "fasterrcnn")):
-        raise BundleError(f"detector.arch={config.arch}: allowed: ssdlite320_mobilenet_v3_large and torchvision's fasterrcnn_*")
-
-    two_stage = (config.arch or "").startswith("fasterrcnn")
+    if config.kind == "torchvision" and not (config.arch or "").startswith(("ssdlite", "fcos_mobilenet", "fasterrcnn")):
+        raise BundleError(
+            f"detector.arch={config.arch}: allowed: ssdlite320_mobilenet_v3_large, fcos_mobilenet_v3_small "
+            "and torchvision's fasterrcnn_*"
+        )
     preprocess = input_of(config)
-    shape = (1, 3, 320, 416) if two_stage else (2, 3, preprocess.size_px, preprocess.size_px)
+    shape = (1, 3, 320, 416) if config.two_stage else (2, 3, preprocess.size_px, preprocess.size_px)
     network = torch_network(
-        lambda: detector_module(config, folder), shape, (2, 3) if two_stage else (0,), cache / "detector", runtime,
+        lambda: detector_module(config, folder), shape, (2, 3) if config.two_stage else (0,), cache / "detector", runtime,
         cpu=config.runtime, folder=folder, half=False,  # boxes need float32: bf16 has 8 bits for a coordinate
     )  # fmt: skip
-    return TwoStageDetector(network, labels, config) if two_stage else OneStageDetector(network, preprocess, labels, config)
+    if config.two_stage:
+        return TwoStageDetector(network, labels, config)
+    return OneStageDetector(network, preprocess, labels, config)
 
 
 def input_of(config: DetectorConfig) -> Preprocess:

@@ -106,8 +106,8 @@ class DetectorConfig(Spec):
     kind: Literal["none", "torchvision", "onnx_yolox", "transformers"] = "none"
     arch: str | None = Field(
         None,
-        description="torchvision: ssdlite320_mobilenet_v3_large, fasterrcnn_resnet50_fpn, ...; transformers: owner/name of a "
-        "YOLOS, RT-DETRv2 or D-FINE",
+        description="torchvision: ssdlite320_mobilenet_v3_large, fasterrcnn_resnet50_fpn, ..., fcos_mobilenet_v3_small (built "
+        "of its parts); transformers: owner/name of a YOLOS, RT-DETRv2 or D-FINE",
     )
     network_config: str | None = Field(None, description="transformers: the model's config.json; a download brings it")
     weights: str | None = Field(None, description="file, or a tag of the library's own download ('download' = default)")
@@ -128,6 +128,11 @@ class DetectorConfig(Spec):
     pad_frac: float = Field(0.05, ge=0, le=1, description="context added around a box before it is cropped")
     preprocess: Preprocess | None = Field(None, description="none = what the architecture was trained with")
     runtime: CpuRuntime = CpuRuntime()
+
+    @property
+    def two_stage(self) -> bool:
+        """Its network takes one photo of any size and gives final boxes."""
+        return self.kind == "torchvision" and (self.arch or "").startswith("fasterrcnn")
 
 
 class EncoderConfig(Spec):

@@ -39,8 +39,9 @@ def net_of(task: EncoderTask) -> dict[str, torch.Tensor]:
     return dict(task.network["net"].state_dict())
 
 
-def detector_task(split: Split, photos: Path) -> DetectorTask:
-    return DetectorTask(TrainDetectorConfig(input_px=(96,), batch_size=4, plain_frac=1.0), split, split, photos)
+def detector_task(split: Split, photos: Path, **settings: object) -> DetectorTask:
+    config = TrainDetectorConfig.model_validate({"input_px": [96], "batch_size": 4, "plain_frac": 1.0, **settings})
+    return DetectorTask(config, split, split, photos)
 
 
 def values_of_steps(task: Task, num: int, learning_rate: float) -> list[float]:
@@ -64,8 +65,9 @@ def test_encoder_loss_falls(tiny_split: Split, tiny_photos: Path, loss: str) -> 
     assert np.mean(values[-4:]) < 0.9 * np.mean(values[:4])
 
 
-def test_detector_loss_falls(tiny_split: Split, tiny_photos: Path) -> None:
-    values = values_of_steps(detector_task(tiny_split, tiny_photos), 12, 2e-3)
+@pytest.mark.parametrize("arch", ["fcos_mobilenet_v3_small", "ssdlite320_mobilenet_v3_large"])
+def test_detector_loss_falls(tiny_split: Split, tiny_photos: Path, arch: str) -> None:
+    values = values_of_steps(detector_task(tiny_split, tiny_photos, arch=arch), 12, 2e-3)
     assert np.mean(values[-3:]) < 0.8 * np.mean(values[:3])
 
 
@@ -209,12 +211,23 @@ def test_figures_are_shares(tiny_split: Split, tiny_photos: Path) -> None:
         assert any(value >= tiny_split.num_scenes for name, value in figures.items() if name.startswith("num_"))
 
 
+def test_a_detector_starts_from_the_layers_of_an_encoder(tiny_split: Split, tiny_photos: Path, tmp_path: Path) -> None:
+    encoder = net_of(encoder_task(tiny_split, tiny_photos))
+    save_file(encoder, tmp_path / "encoder.safetensors")
+    begun = detector_task(tiny_split, tiny_photos, backbone=tmp_path / "encoder.safetensors").network.state_dict()
+    assert torch.equal(begun["backbone.body.12.0.weight"], encoder["backbone.features.12.0.weight"])
+    save_file({"backbone.features.0.0.weight": torch.zeros(1)}, tmp_path / "other.safetensors")
+    for arch, file in (("fcos_mobilenet_v3_small", "other"), ("ssdlite320_mobilenet_v3_large", "encoder")):
+        with pytest.raises(JobError, match=rf"backbone=.*{file}\.safetensors: not an encoder with this detector's backbone"):
+            detector_task(tiny_split, tiny_photos, arch=arch, backbone=tmp_path / f"{file}.safetensors")
+
+
 @pytest.mark.slow
 def test_fragments_open_as_a_bundle(tiny_split: Split, tiny_photos: Path, tmp_path: Path) -> None:
     folder = tmp_path / "bundle"
     detector, encoder = detector_task(tiny_split, tiny_photos), encoder_task(tiny_split, tiny_photos)
     preprocess = {"size_px": 96, "resize": "squash", "mean": (0.5,) * 3, "std": (0.5,) * 3}
-    found = {"kind": "torchvision", "arch": "ssdlite320_mobilenet_v3_large", "labels": ("item",), "preprocess": preprocess}
+    found = {"kind": "torchvision", "arch": "fcos_mobilenet_v3_small", "labels": ("item",), "preprocess": preprocess}
     write_fragment(folder, "tiny", "detector", found, detector.shipped().state_dict())
     seen = {"kind": "torchvision", "arch": "mobilenet_v3_small", "embedding_dim": 32, "labels": encoder.labels,
             "preprocess": {"size_px": 48, "resize": "pad"}}  # fmt: skip
