@@ -156,7 +156,7 @@ class EncoderTask:
                 boxes_N4[place] = torch.from_numpy(box).to(device)
         images = crop_augmented(tiles_N3TT, padded(boxes_N4), size_px, fit_of(config.preprocess), config.augment, torch_rng)
         products_N = torch.from_numpy(self.crops.products_N[rows])
-        with torch.autocast(device.type, torch.bfloat16):
+        with half_where_quicker(self.network["net"], device):
             unit_ND, logits_NC = self.network["net"](normalized(images, config.preprocess))
         unit_ND = unit_ND.float()
         by_users_N = torch.from_numpy(self.crops.domains_N[rows] == USER).to(device)  # generated queries are not
@@ -246,7 +246,7 @@ class EncoderTask:
         for rows in np.array_split(np.arange(len(crops.tiles_NTT3)), -(-len(crops.tiles_NTT3) // EVALUATE_BATCH)):
             tiles_N3TT, boxes_N4 = tensors(crops, rows, device)
             images = framed(tiles_N3TT, padded(boxes_N4), preprocess.size_px, fit_of(preprocess))
-            with torch.autocast(device.type, torch.bfloat16):
+            with half_where_quicker(self.network["net"], device):
                 unit_ND, logits_NC = self.network["net"](normalized(images, preprocess))
             units.append(unit_ND.float().cpu())
             logits += [] if logits_NC is None else [logits_NC.float().cpu()]
@@ -328,6 +328,15 @@ def imprint(loss: nn.Module, embeddings_KD: Tensor, products_K: Tensor) -> None:
     for name, proxies in loss.named_parameters():
         by_product = proxies.data if name.endswith("proxies") else proxies.data.T  # proxy_anchor's are rows, the others columns
         by_product[:num][shown] = means_PD[shown]
+
+
+def half_where_quicker(net: nn.Module, device: torch.device) -> torch.autocast:
+    """bfloat16 on a GPU, and on a CPU for networks without depthwise convolutions.
+
+    A step on a core with AMX, bfloat16 against float32: ResNet-50 2.3 times as fast, MobileNetV2 the same, MobileNetV3-small 0.4.
+    """
+    depthwise = any(isinstance(layer, nn.Conv2d) and layer.groups > 1 for layer in net.modules())
+    return torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda" or not depthwise)
 
 
 def freeze_norms(network: nn.Module) -> None:
