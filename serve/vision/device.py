@@ -25,8 +25,11 @@ def encoder_of(config: BundleConfig) -> EncoderConfig:
 
 
 def network_of(encoder: EncoderConfig) -> str | None:
-    """The ONNX file that the bundle itself holds."""
-    return encoder.browser.network if encoder.browser is not None else encoder.runtime.network
+    """The ONNX file that the bundle itself holds; an .xml is OpenVINO's own."""
+    if encoder.browser is not None:
+        return encoder.browser.network
+    own = encoder.runtime.network
+    return own if own is not None and own.endswith(".onnx") else None
 
 
 def fits_browsers(folder: Path) -> bool:
