@@ -15,6 +15,8 @@ from jobs.looks.content import Content
 from jobs.looks.graph import LookGraph, Neighbours
 from jobs.looks.models import Mlp, PairNet
 
+WARMUP_FRAC = 0.1001  # of all steps; 0.1 would be one step of ten, whose length less one torch divides by
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -68,7 +70,7 @@ def train(
     if not steps:
         return
     optimizer = torch.optim.AdamW(net.parameters(), config.learning_rate, weight_decay=config.weight_decay)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, config.learning_rate, total_steps=steps, pct_start=0.1)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, config.learning_rate, total_steps=steps, pct_start=WARMUP_FRAC)
     net.train()
     for epoch in epochs:
         for edges_B in epoch:

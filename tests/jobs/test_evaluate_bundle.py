@@ -1,6 +1,7 @@
 """Bundles measured without an index, on a rendered shop: figures, report, MLflow; and what is wrong is said."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +28,7 @@ def config_of(sections: dict[str, Any], **more: dict[str, Any]) -> Config:
 def test_two_bundles_are_compared(rendered_shop: dict[str, Any], tmp_path: Path) -> None:
     """The second one is the first without its detector."""
     plain = tmp_path / "plain"
-    plain.mkdir()
-    for path in (*Path(SHIPPED).glob("*.safetensors"), Path(SHIPPED) / "tokenizer.json"):
-        (plain / path.name).write_bytes(path.read_bytes())
+    shutil.copytree(SHIPPED, plain)
     spec = json.loads((Path(SHIPPED) / "bundle.json").read_text())
     (plain / "bundle.json").write_text(json.dumps(spec | {"detector": {"kind": "none"}}))
     bundles = {"shipped": SHIPPED, "whole photo": str(plain)}

@@ -100,6 +100,13 @@ def test_isolated_products_and_an_empty_graph_are_no_trouble(content: Content) -
             assert np.isfinite(TRAIN[name](content, links, CONFIG).scores(np.arange(3))).all()
 
 
+@pytest.mark.parametrize("steps", range(1, 12))
+def test_any_number_of_steps_trains(content: Content, steps: int) -> None:
+    config = CONFIG.model_copy(update={"epochs": steps, "batch_edges": 1})
+    model = TRAIN["mlp"](content, LookGraph.of_edges(content.num_nodes, np.array([[0, 40]])), config)
+    assert np.isfinite(model.scores(np.arange(3))).all()
+
+
 def test_scores_by_hand() -> None:
     scores = np.array([9.0, 0.1, 0.9, 0.5, 0.5])  # of source 0, which is linked to 2 and 3
     assert link_scores(scores, 0, np.array([2, 3])) == (1.0, pytest.approx((2 + 1 + 0.5 + 0) / 4 + 0.0, abs=0.13))

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 from pydantic import ValidationError
 
+from jobs.render.products import make_products
+from jobs.render.studio import studio_photo
 from serve.vision.bundle import Bundle, BundleConfig, assemble_bundle, bundle_digest
 from serve.vision.bundle_files import read_config
 from serve.vision.encoder import build_encoder, build_module, output_names
@@ -26,10 +27,8 @@ SHIPPED = Path(__file__).parents[2] / "serve" / "bundles" / "generated-v1"
 
 
 def pictures(count: int) -> list[np.ndarray]:
-    """Soft blots of colour, the same every time."""
-    random = np.random.default_rng(3)
-    grids = [Image.fromarray(random.integers(0, 255, (5, 4 + i % 3, 3), np.uint8)) for i in range(count)]
-    return [np.asarray(grid.resize((150, 170))) for grid in grids]
+    """Studio photos of generated products, the same every time: INT8 is calibrated on what is to be seen, as in a catalog."""
+    return [studio_photo(product, 0, 160) for product in make_products(count, 3)]
 
 
 def named(runtime: CpuRuntime | None = None) -> EncoderConfig:
