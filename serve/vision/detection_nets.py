@@ -30,38 +30,40 @@ CLASS_BIASES = {
 }
 
 
-class SsdAnchors(nn.Module):
-    """An SSD before suppression: every anchor's box, and its score for every label."""
+class OneStageNet(nn.Module):
+    """A one-stage network before suppression: every anchor's box, and its score for every label."""
 
-    def __init__(self, ssd: SSD) -> None:
+    def __init__(self, network: SSD | FCOS) -> None:
         super().__init__()
-        self.ssd = ssd
+        self.network = network
 
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(N, 3, S, S) normalised images -> boxes (N, A, 4) in input pixels, scores (N, A, L) in [0, 1]."""
-        features = list(self.ssd.backbone(images).values())
-        outputs = self.ssd.head(features)
-        anchors_A4 = self.ssd.anchor_generator(ImageList(images[:1], [(images.shape[2], images.shape[3])]), features)[0]
+        features = list(self.network.backbone(images).values())
+        outputs = self.network.head(features)
+        sizes = [(images.shape[2], images.shape[3])]
+        anchors_A4 = self.network.anchor_generator(ImageList(images[:1], sizes), features)[0]
+        return self.decoded(outputs, anchors_A4[None].expand_as(outputs["bbox_regression"]))
+
+    def decoded(self, outputs: dict[str, torch.Tensor], anchors_NA4: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Boxes and scores of what the heads say."""
+        raise NotImplementedError
+
+
+class SsdAnchors(OneStageNet):
+    """SSD: one softmax an anchor, with the background in it."""
+
+    def decoded(self, outputs: dict[str, torch.Tensor], anchors_NA4: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         offsets = outputs["bbox_regression"]
-        anchors = anchors_A4[None].expand_as(offsets).reshape(-1, 4)
-        boxes = self.ssd.box_coder.decode_single(offsets.reshape(-1, 4), anchors).reshape(offsets.shape)
+        boxes = self.network.box_coder.decode_single(offsets.reshape(-1, 4), anchors_NA4.reshape(-1, 4)).reshape(offsets.shape)
         return boxes, outputs["cls_logits"].softmax(dim=2)[..., 1:]
 
 
-class FcosPlaces(nn.Module):
-    """An FCOS before suppression: every place's box, and its score for every label."""
+class FcosPlaces(OneStageNet):
+    """FCOS: a sigmoid a label, weighed by how central the place is; nothing is trained to be the background's label."""
 
-    def __init__(self, fcos: FCOS) -> None:
-        super().__init__()
-        self.fcos = fcos
-
-    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """(N, 3, S, S) normalised images -> boxes (N, A, 4) in input pixels, scores (N, A, L) in [0, 1]."""
-        features = list(self.fcos.backbone(images).values())
-        outputs = self.fcos.head(features)
-        anchors_A4 = self.fcos.anchor_generator(ImageList(images[:1], [(images.shape[2], images.shape[3])]), features)[0]
-        offsets = outputs["bbox_regression"]
-        boxes = self.fcos.box_coder.decode(offsets, anchors_A4[None].expand_as(offsets))
+    def decoded(self, outputs: dict[str, torch.Tensor], anchors_NA4: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        boxes = self.network.box_coder.decode(outputs["bbox_regression"], anchors_NA4)
         scores = (outputs["cls_logits"].sigmoid() * outputs["bbox_ctrness"].sigmoid()).sqrt()
         return boxes, scores[..., 1:]
 
