@@ -15,6 +15,7 @@ import signal
 import socket
 import sys
 import tempfile
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -22,12 +23,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from serve.api.client_headers import CALLBACK
 from serve.index.manifest import ReleaseError
 from serve.settings import ConfigError, ServeConfig, Settings
 from serve.vision.spec import BundleError
 
 START_ATTEMPTS = 3  # Ray gives its node 30 s, which a busy small machine may need
+STOP_TIMEOUT_S = 30.0  # Serve's own shutdown takes a few seconds; it was seen to hang
 START_TIMEOUT_S = 180.0  # two cold cores import torch, faiss and OpenVINO in five processes
 MAX_FOLDER_LENGTH = 97 - len("/m.sock") - 57  # of HAProxy's socket paths, in which Ray puts a folder with a digest for name
 
@@ -109,6 +113,10 @@ def local_ray(config: ServeConfig) -> Iterator[Path]:
     import ray  # Ray reads its environment when it is imported
     from ray import serve as ray_serve
 
+    def shut_down() -> None:
+        ray_serve.shutdown()
+        ray.shutdown()
+
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
     try:
         context = start_ray()
@@ -119,9 +127,19 @@ def local_ray(config: ServeConfig) -> Iterator[Path]:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         if ray.is_initialized():
             with silence():
-                ray_serve.shutdown()  # ends HAProxy, which is no child of Ray's own processes
-                ray.shutdown()
+                ending = threading.Thread(target=shut_down, name="shutdown", daemon=True)
+                ending.start()
+                ending.join(STOP_TIMEOUT_S)
+        end_haproxy(folder)
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def end_haproxy(folder: Path) -> None:
+    """Ends the HAProxy of this server, should Serve have left it: it runs in a session of its own and holds the port."""
+    for process in psutil.process_iter(["name", "cmdline"]):
+        if process.info["name"] == "haproxy" and any(str(folder) in word for word in process.info["cmdline"] or ()):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
 
 
 @contextlib.contextmanager

