@@ -89,7 +89,7 @@ def serving(conf: Path, url: str, port: int) -> Iterator[None]:
         wait_until_ready(process, url)
         yield
     finally:
-        process.send_signal(signal.SIGINT)
+        process.terminate()  # not SIGINT, which a shell has its background jobs ignore
         try:
             process.wait(STOP_TIMEOUT_S)
         except subprocess.TimeoutExpired:

@@ -15,7 +15,6 @@ import signal
 import socket
 import sys
 import tempfile
-import threading
 import time
 import urllib.error
 import urllib.request
@@ -30,8 +29,8 @@ from serve.index.manifest import ReleaseError
 from serve.settings import ConfigError, ServeConfig, Settings
 from serve.vision.spec import BundleError
 
+OWNER = "VISUAL_SEARCH_SERVER_PID"  # in the environment of every process that the server starts
 START_ATTEMPTS = 3  # Ray gives its node 30 s, which a busy small machine may need
-STOP_TIMEOUT_S = 30.0  # Serve's own shutdown takes a few seconds; it was seen to hang
 START_TIMEOUT_S = 180.0  # two cold cores import torch, faiss and OpenVINO in five processes
 MAX_FOLDER_LENGTH = 97 - len("/m.sock") - 57  # of HAProxy's socket paths, in which Ray puts a folder with a digest for name
 
@@ -55,6 +54,7 @@ def main() -> None:
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")  # or it tells of every table of a new registry
     try:
         settings = Settings.load(args.conf, [*args.set, *port])
+        end_orphans()
         check_port(settings.serve)
         run(settings, args.release)
     except (ConfigError, ReleaseError, BundleError, StartError) as error:
@@ -62,6 +62,18 @@ def main() -> None:
         sys.exit(2 if isinstance(error, ConfigError) else 1)
     except KeyboardInterrupt:
         sys.stderr.write("stopped\n")
+
+
+def end_orphans() -> None:
+    """Ends what a killed server (kill -9, out of memory) has left: its HAProxy has a session of its own and keeps the port."""
+    orphans = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):  # it has ended, or belongs to someone else
+            owner = process.environ().get(OWNER)
+            if owner and not psutil.pid_exists(int(owner)):
+                process.kill()
+                orphans.append(process)
+    psutil.wait_procs(orphans, timeout=10)
 
 
 def check_port(config: ServeConfig) -> None:
@@ -113,10 +125,6 @@ def local_ray(config: ServeConfig) -> Iterator[Path]:
     import ray  # Ray reads its environment when it is imported
     from ray import serve as ray_serve
 
-    def shut_down() -> None:
-        ray_serve.shutdown()
-        ray.shutdown()
-
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
     try:
         context = start_ray()
@@ -127,19 +135,9 @@ def local_ray(config: ServeConfig) -> Iterator[Path]:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         if ray.is_initialized():
             with silence():
-                ending = threading.Thread(target=shut_down, name="shutdown", daemon=True)
-                ending.start()
-                ending.join(STOP_TIMEOUT_S)
-        end_haproxy(folder)
+                ray_serve.shutdown()
+                ray.shutdown()
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def end_haproxy(folder: Path) -> None:
-    """Ends the HAProxy of this server, should Serve have left it: it runs in a session of its own and holds the port."""
-    for process in psutil.process_iter(["name", "cmdline"]):
-        if process.info["name"] == "haproxy" and any(str(folder) in word for word in process.info["cmdline"] or ()):
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.kill()
 
 
 @contextlib.contextmanager
@@ -173,6 +171,7 @@ def start_ray() -> Any:
 def environment(config: ServeConfig, folder: Path) -> dict[str, str]:
     """What Ray and Ray Serve read from the environment. Its own `folder` and ports let two servers live on one machine."""
     settings = {
+        OWNER: str(os.getpid()),
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_automatic_object_spilling_enabled": "0",  # an upload in the object store must never reach the disk
         "RAY_SERVE_LOG_TO_STDERR": "0",

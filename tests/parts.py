@@ -85,7 +85,7 @@ def endpoint(conf: Path, *arguments: str) -> Iterator[str]:
             raise AssertionError("the endpoint was not ready within 3 minutes")
         yield url
     finally:
-        process.send_signal(signal.SIGINT)
+        process.terminate()  # not SIGINT, which a shell has its background jobs ignore
         try:
             process.wait(60)
         except subprocess.TimeoutExpired:

