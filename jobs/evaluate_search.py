@@ -1,6 +1,6 @@
 """Asks a running endpoint questions with known answers and measures what a client sees: Recall@1/5/10 over HTTP.
 
-Reads   evaluate.queries (JSONL: path, product_id or product_ids, optional boxes), the endpoint at evaluate.url
+Reads   evaluate.queries (JSONL: path, product_id or product_ids, optional boxes, occluded_frac), the endpoint at evaluate.url
 Writes  evaluate.report/report.html (pictures: query, found crops, results with the true one marked), report.json;
         judging/NAME.json, the first products of each photo: what people grade at /judge
 Engine  plain HTTP, one client
@@ -14,7 +14,7 @@ import sys
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 from typing import Any
 
 import requests
@@ -45,6 +45,8 @@ class SearchResult:
     recall_at_1: float
     recall_at_5: float
     recall_at_10: float
+    clear_recall_at_1: float | None  # of products hardly hidden, and much hidden: Query.visibility
+    hidden_recall_at_1: float | None
     hash_stage_frac: float
     boxes_found_frac: float | None
     p50_ms: float
@@ -125,6 +127,9 @@ def iou(a: Any, b: Any) -> float:
 def measure(outcomes: list[Outcome], num_queries: int, config: Config) -> SearchResult:
     """Shares over all outcomes."""
     recall = {k: sum(o.rank is not None and o.rank < k for o in outcomes) / len(outcomes) for k in (1, 5, 10)}
+    hits: dict[str | None, list[bool]] = {"clear": [], "partly": [], "hidden": [], None: []}
+    for o in outcomes:
+        hits[o.query.visibility(o.number)].append(o.rank == 0)
     boxed = [o for o in outcomes if o.query.boxes_N4]
     return SearchResult(
         queries=num_queries,
@@ -133,6 +138,8 @@ def measure(outcomes: list[Outcome], num_queries: int, config: Config) -> Search
         recall_at_1=round(recall[1], 4),
         recall_at_5=round(recall[5], 4),
         recall_at_10=round(recall[10], 4),
+        clear_recall_at_1=round(mean(hits["clear"]), 4) if hits["clear"] else None,
+        hidden_recall_at_1=round(mean(hits["hidden"]), 4) if hits["hidden"] else None,
         hash_stage_frac=round(sum(o.answer["stage"] == "hash" for o in outcomes) / len(outcomes), 4),
         boxes_found_frac=round(sum(o.crop_box is not None for o in boxed) / len(boxed), 4) if boxed else None,
         p50_ms=round(median(o.milliseconds for o in outcomes), 1),

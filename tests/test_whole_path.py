@@ -63,6 +63,7 @@ def test_scenes_find_their_products_over_http(built_store: BuiltStore, served: s
     assert done.returncode == 0, done.stderr
     figures = json.loads(done.stdout)
     assert figures["pairs"] >= figures["queries"] == 8 and figures["recall_at_10"] > 0.3  # chance is 0.25 at 40 products
+    assert 0 <= figures["clear_recall_at_1"] <= 1 and figures["recall_at_1"] <= figures["recall_at_10"]
     page = (folder / "report.html").read_text()
     assert page.count("data:image/jpeg;base64,") > 8
 

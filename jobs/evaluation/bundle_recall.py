@@ -101,11 +101,15 @@ def recall_figures(asked: Sequence[Asked]) -> dict[str, float]:
 
 
 def slices(asked: Sequence[Asked]) -> dict[str, dict[str, dict[str, float]]]:
-    """Figures by category, domain of the photo and size of the box; each slice's name -> its values -> their figures."""
+    """Figures by category, domain of the photo, size of the box and how much of the product is seen.
+
+    Each slice's name -> its values -> their figures.
+    """
     keys = {
         "category": [one.category for one in asked],
         "domain": [one.query.domain for one in asked],
         "box": [one.size for one in asked],
+        "visibility": [one.query.visibility(one.number) for one in asked],
     }
     found = {}
     for name, values in keys.items():

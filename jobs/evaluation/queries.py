@@ -7,24 +7,34 @@ from pathlib import Path
 
 from jobs.config import JobError
 
+CLEAR_FRAC, HIDDEN_FRAC = 0.05, 0.25  # a product is clear when at most this share of it is hidden, hidden from the second on
+
 
 @dataclass(frozen=True)
 class Query:
     """One photo and the products that are in it.
 
     `boxes_N4` are pixels (x0, y0, x1, y1) of the upright photo, one per product, or () where none are known. `domain`: what kind
-    of photo it is, where the file says it.
+    of photo it is, `occluded_frac_N`: which share of each product is hidden, where the file says it.
     """
 
     path: Path
     product_ids: tuple[str, ...]
     boxes_N4: tuple[tuple[float, float, float, float], ...] = ()
     domain: str | None = None
+    occluded_frac_N: tuple[float, ...] = ()
+
+    def visibility(self, number: int) -> str | None:
+        """"clear", "partly" or "hidden": how much of product `number` is seen; None where the file does not say it."""
+        if not self.occluded_frac_N:
+            return None
+        frac = self.occluded_frac_N[number]
+        return "clear" if frac <= CLEAR_FRAC else "hidden" if frac >= HIDDEN_FRAC else "partly"
 
 
 def load_queries(path: Path, where: dict[str, str], max_queries: int, seed: int) -> list[Query]:
     """Queries from JSONL: `path` (relative to the file's folder), `product_id` or `product_ids`, optional `boxes` (pixels),
-    `domain`.
+    `occluded_frac` (one for each product), `domain`.
 
     Only rows that match every `column: value` of `where`; a seeded sample where there are more than `max_queries`,
     in the file's order.
@@ -39,7 +49,8 @@ def load_queries(path: Path, where: dict[str, str], max_queries: int, seed: int)
                 continue
             products = row.get("product_ids") or [row["product_id"]]
             boxes = tuple(tuple(box) for box in row.get("boxes", ())) if "product_ids" in row else ()
-            queries.append(Query(path.parent / row["path"], tuple(products), boxes, row.get("domain")))
+            hidden = tuple(float(frac) for frac in row.get("occluded_frac", ())) if "product_ids" in row else ()
+            queries.append(Query(path.parent / row["path"], tuple(products), boxes, row.get("domain"), hidden))
         except (json.JSONDecodeError, KeyError, TypeError) as error:
             raise JobError(
                 f"{path} line {number}: not a query ({error!r}); it needs path and product_id or product_ids"

@@ -42,7 +42,7 @@ def seen_of(photos: list[list[tuple[tuple[float, float, float, float], np.ndarra
 
 
 def asked_at(rank: int, number: int) -> Asked:
-    query = Query(Path(f"{number}.jpg"), ("p",), domain="user" if number % 2 else "studio")
+    query = Query(Path(f"{number}.jpg"), ("p",), domain="user" if number % 2 else "studio", occluded_frac_N=(0.2 * number,))
     return Asked(query, 0, "hats/a", rank, 1 / (rank + 1), 1.0, 0.1, ((0, 0.9),), None, None, 0.04 if number % 2 else 0.5)
 
 
@@ -78,6 +78,7 @@ def test_slices_and_change() -> None:
     parts = slices(asked)
     assert parts["domain"]["studio"]["recall_at_1"] == 1 and parts["domain"]["user"]["recall_at_1"] == 0
     assert list(parts["box"]) == ["below 5 % of the photo", "above 20 %"] and parts["category"]["hats/a"]["asked"] == 4
+    assert {name: part["asked"] for name, part in parts["visibility"].items()} == {"clear": 1, "partly": 1, "hidden": 2}
     worse = [asked_at(1, number) for number in range(4)]
     change = recall_change(asked, worse, 0)
     assert change.mean == -0.5 and change.low < -0.5 < change.high <= 0 and change.num == 4

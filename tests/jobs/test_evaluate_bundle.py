@@ -42,7 +42,7 @@ def test_two_bundles_are_compared(rendered_shop: dict[str, Any], tmp_path: Path)
 
     first, second = json.loads((tmp_path / "report/report.json").read_text())
     assert first["recall_at_1_change"] is None and -1 <= second["recall_at_1_change"]["mean"] < 0
-    assert first["slices"].keys() == {"category", "box"} and first["curves"].keys() == {"blur", "light"}
+    assert first["slices"].keys() == {"category", "box", "visibility"} and first["curves"].keys() == {"blur", "light"}
     assert len(first["curves"]["blur"]) == 5 and first["curves"]["blur"]["0.0"] == first["curves"]["light"]["1.0"]
     page = (tmp_path / "report/report.html").read_text()
     assert page.count("<img") >= 2 + 2 * len(second["failures"][:3]) and "whole photo, worst failures" in page
