@@ -25,7 +25,7 @@ class Query:
     occluded_frac_N: tuple[float, ...] = ()
 
     def visibility(self, number: int) -> str | None:
-        """"clear", "partly" or "hidden": how much of product `number` is seen; None where the file does not say it."""
+        """ "clear", "partly" or "hidden": how much of product `number` is seen; None where the file does not say it."""
         if not self.occluded_frac_N:
             return None
         frac = self.occluded_frac_N[number]
