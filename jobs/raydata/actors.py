@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 import ray
 from ray.actor import ActorHandle
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from jobs.raydata.fetch import Fetched, FetchError, FetchRules, Validator
 from jobs.raydata.polite import PoliteFetcher
@@ -97,9 +98,12 @@ class ImageClaims:
 
 
 def start_claims(stored_ids: list[str], owners: dict[bytes, str]) -> ActorHandle:
-    """The run's ImageClaims. It is not restarted: without it a run ends, and the next one goes on from what is staged."""
+    """The run's ImageClaims, on the driver's node: other nodes may go. It is not restarted: without it a run ends, and the next
+    one goes on from what is staged.
+    """
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     stored_N = np.sort(np.array([bytes.fromhex(image_id) for image_id in stored_ids], dtype="S32"))
-    return ray.remote(ImageClaims).options(num_cpus=0, max_restarts=0).remote(stored_N, owners)
+    return ray.remote(ImageClaims).options(num_cpus=0, max_restarts=0, scheduling_strategy=here).remote(stored_N, owners)
 
 
 class Decoder:

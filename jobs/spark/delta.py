@@ -39,21 +39,28 @@ def read(spark: SparkSession, path: str, version: int | None = None) -> DataFram
 
 
 def write(spark: SparkSession, spec: TableSpec, rows: DataFrame) -> int:
-    """Makes the table equal to `rows` (unique in the keys) with one MERGE of the rows that differ; how many those are.
+    """Makes the table equal to `rows` (unique in the keys) with one commit of the rows that differ; how many those are.
 
     No difference: no new version.
     """
     _ensure(spark, spec)
-    changes = differences(read(spark, spec.path), rows, spec.keys).persist()
-    num_changes: dict[str, int] = {row[CHANGE]: row["count"] for row in changes.groupBy(CHANGE).count().collect()}
+    current = read(spark, spec.path)
+    if current.isEmpty():
+        if rows.isEmpty():
+            return 0
+        rows.write.format("delta").mode("append").save(spec.path)
+        return read(spark, spec.path).count()  # from the log, no row is read
+    changed = differences(current, rows, spec.keys).persist()
+    num_changes: dict[str, int] = {row[CHANGE]: row["count"] for row in changed.groupBy(CHANGE).count().collect()}
     if num_changes:
         columns = {name: f"s.{name}" for name in rows.columns}
         same_key = " AND ".join(f"t.{key} = s.{key}" for key in spec.keys)
-        merge = DeltaTable.forPath(spark, spec.path).alias("t").merge(changes.alias("s"), same_key)
+        values = changed.join(rows, on=list(spec.keys), how="left")
+        merge = DeltaTable.forPath(spark, spec.path).alias("t").merge(values.alias("s"), same_key)
         if num_changes.keys() != {"insert"}:  # Delta merges inserts alone without looking for rows to rewrite
             merge = merge.whenMatchedDelete(condition=f"s.{CHANGE} = 'delete'").whenMatchedUpdate(set=columns)
         merge.whenNotMatchedInsert(values=columns).execute()
-    changes.unpersist()
+    changed.unpersist()
     return sum(num_changes.values())
 
 
@@ -65,14 +72,18 @@ def count_differences(spark: SparkSession, spec: TableSpec, rows: DataFrame) -> 
 
 
 def differences(current: DataFrame, rows: DataFrame, keys: tuple[str, ...]) -> DataFrame:
-    """The rows that turn `current` into `rows`, each with its CHANGE: insert, update or delete."""
-    values = F.struct(*rows.columns)
-    old = current.select(*keys, values.alias("old"))
-    new = rows.select(*keys, values.alias("new"))
-    changed = old.join(new, on=list(keys), how="full_outer").where(~F.col("old").eqNullSafe(F.col("new")))
+    """Keys of the rows that turn `current` into `rows`, each with its CHANGE: insert, update or delete.
+
+    Rows are compared by a hash of 64 bits of what they say beside the keys: the rows themselves would all be shuffled. One update
+    in 2 ** 64 goes unseen.
+    """
+    names = [name for name in rows.columns if name not in keys]
+    told = [column for name in names for column in (F.col(name), F.col(name).isNull())]  # xxhash64 alone steps over nulls
+    old = current.select(*keys, F.xxhash64(*told).alias("old"))
+    new = rows.select(*keys, F.xxhash64(*told).alias("new"))
+    changed = old.join(new, on=list(keys), how="full_outer").where("NOT old <=> new")
     change = F.when(F.col("old").isNull(), "insert").when(F.col("new").isNull(), "delete").otherwise("update")
-    either = F.coalesce("new", "old")
-    return changed.select(*(either[name].alias(name) for name in rows.columns), change.alias(CHANGE))
+    return changed.select(*keys, change.alias(CHANGE))
 
 
 def _ensure(spark: SparkSession, spec: TableSpec) -> None:
