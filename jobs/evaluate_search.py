@@ -127,9 +127,6 @@ def iou(a: Any, b: Any) -> float:
 def measure(outcomes: list[Outcome], num_queries: int, config: Config) -> SearchResult:
     """Shares over all outcomes."""
     recall = {k: sum(o.rank is not None and o.rank < k for o in outcomes) / len(outcomes) for k in (1, 5, 10)}
-    hits: dict[str | None, list[bool]] = {"clear": [], "partly": [], "hidden": [], None: []}
-    for o in outcomes:
-        hits[o.query.visibility(o.number)].append(o.rank == 0)
     boxed = [o for o in outcomes if o.query.boxes_N4]
     return SearchResult(
         queries=num_queries,
@@ -138,14 +135,20 @@ def measure(outcomes: list[Outcome], num_queries: int, config: Config) -> Search
         recall_at_1=round(recall[1], 4),
         recall_at_5=round(recall[5], 4),
         recall_at_10=round(recall[10], 4),
-        clear_recall_at_1=round(mean(hits["clear"]), 4) if hits["clear"] else None,
-        hidden_recall_at_1=round(mean(hits["hidden"]), 4) if hits["hidden"] else None,
+        clear_recall_at_1=recall_of(outcomes, "clear"),
+        hidden_recall_at_1=recall_of(outcomes, "hidden"),
         hash_stage_frac=round(sum(o.answer["stage"] == "hash" for o in outcomes) / len(outcomes), 4),
         boxes_found_frac=round(sum(o.crop_box is not None for o in boxed) / len(boxed), 4) if boxed else None,
         p50_ms=round(median(o.milliseconds for o in outcomes), 1),
         release=outcomes[0].answer["release"]["id"],
         report=str(config.evaluate.report / "report.html"),
     )
+
+
+def recall_of(outcomes: list[Outcome], visibility: str) -> float | None:
+    """Recall@1 of the products that are seen so much (Query.visibility); None where there are none."""
+    hits = [o.rank == 0 for o in outcomes if o.query.visibility(o.number) == visibility]
+    return round(mean(hits), 4) if hits else None
 
 
 def main() -> None:

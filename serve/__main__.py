@@ -8,6 +8,7 @@ spilled to disk.
 import argparse
 import contextlib
 import errno
+import fcntl
 import logging
 import os
 import shutil
@@ -29,7 +30,7 @@ from serve.index.manifest import ReleaseError
 from serve.settings import ConfigError, ServeConfig, Settings
 from serve.vision.spec import BundleError
 
-OWNER = "VISUAL_SEARCH_SERVER_PID"  # in the environment of every process that the server starts
+OWNER = "VISUAL_SEARCH_SERVER_LOCK"  # in the environment of every process that the server starts: a file it holds locked
 START_ATTEMPTS = 3  # Ray gives its node 30 s, which a busy small machine may need
 START_TIMEOUT_S = 180.0  # two cold cores import torch, faiss and OpenVINO in five processes
 MAX_FOLDER_LENGTH = 97 - len("/m.sock") - 57  # of HAProxy's socket paths, in which Ray puts a folder with a digest for name
@@ -65,12 +66,16 @@ def main() -> None:
 
 
 def end_orphans() -> None:
-    """Ends what a killed server (kill -9, out of memory) has left: its HAProxy has a session of its own and keeps the port."""
+    """Ends what a killed server (kill -9, out of memory) has left: its HAProxy has a session of its own and keeps the port.
+
+    A server whose lock file is not here, as that of another container, is left alone.
+    """
     orphans = []
     for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error, OSError):  # it has ended, or belongs to someone else
-            owner = process.environ().get(OWNER)
-            if owner and not psutil.pid_exists(int(owner)):
+        with contextlib.suppress(psutil.Error, OSError):  # not ours, or its server lives and holds the lock
+            if owner := process.environ().get(OWNER):
+                with Path(owner).open() as lock:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 process.kill()
                 orphans.append(process)
     psutil.wait_procs(orphans, timeout=10)
@@ -121,6 +126,8 @@ def local_ray(config: ServeConfig) -> Iterator[Path]:
     if len(str(folder)) > MAX_FOLDER_LENGTH:
         folder.rmdir()
         raise StartError(f"TMPDIR={folder.parent} is too long for the sockets that lie below it: set TMPDIR=/tmp")
+    lock = lock_file(folder).open("w")
+    fcntl.flock(lock, fcntl.LOCK_EX)
     os.environ.update(environment(config, folder))
     import ray  # Ray reads its environment when it is imported
     from ray import serve as ray_serve
@@ -137,7 +144,13 @@ def local_ray(config: ServeConfig) -> Iterator[Path]:
             with silence():
                 ray_serve.shutdown()
                 ray.shutdown()
+        lock.close()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def lock_file(folder: Path) -> Path:
+    """Locked by the server for as long as it lives."""
+    return folder / "lock"
 
 
 @contextlib.contextmanager
@@ -171,7 +184,7 @@ def start_ray() -> Any:
 def environment(config: ServeConfig, folder: Path) -> dict[str, str]:
     """What Ray and Ray Serve read from the environment. Its own `folder` and ports let two servers live on one machine."""
     settings = {
-        OWNER: str(os.getpid()),
+        OWNER: str(lock_file(folder)),
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_automatic_object_spilling_enabled": "0",  # an upload in the object store must never reach the disk
         "RAY_SERVE_LOG_TO_STDERR": "0",

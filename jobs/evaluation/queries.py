@@ -25,7 +25,7 @@ class Query:
     occluded_frac_N: tuple[float, ...] = ()
 
     def visibility(self, number: int) -> str | None:
-        """ "clear", "partly" or "hidden": how much of product `number` is seen; None where the file does not say it."""
+        """How much of product `number` is seen: "clear", "partly" or "hidden"; None where the file does not say it."""
         if not self.occluded_frac_N:
             return None
         frac = self.occluded_frac_N[number]
@@ -50,8 +50,10 @@ def load_queries(path: Path, where: dict[str, str], max_queries: int, seed: int)
             products = row.get("product_ids") or [row["product_id"]]
             boxes = tuple(tuple(box) for box in row.get("boxes", ())) if "product_ids" in row else ()
             hidden = tuple(float(frac) for frac in row.get("occluded_frac", ())) if "product_ids" in row else ()
+            if hidden and len(hidden) != len(products):
+                raise ValueError(f"{len(hidden)} numbers in occluded_frac, {len(products)} products")
             queries.append(Query(path.parent / row["path"], tuple(products), boxes, row.get("domain"), hidden))
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
+        except (KeyError, TypeError, ValueError) as error:
             raise JobError(
                 f"{path} line {number}: not a query ({error!r}); it needs path and product_id or product_ids"
             ) from error

@@ -49,7 +49,7 @@ def write(spark: SparkSession, spec: TableSpec, rows: DataFrame) -> int:
         if rows.isEmpty():
             return 0
         rows.write.format("delta").mode("append").save(spec.path)
-        return read(spark, spec.path).count()  # from the log, no row is read
+        return int(read(spark, spec.path).count())  # from the log, no row is read
     changed = differences(current, rows, spec.keys).persist()
     num_changes: dict[str, int] = {row[CHANGE]: row["count"] for row in changed.groupBy(CHANGE).count().collect()}
     if num_changes:

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import psutil
 
-from tests.bench.record import record
+from tests.bench.record import growth, record
 from tests.parts import write_conf
 
 COLOURS, THINGS = ("red", "green", "blue", "black", "white", "olive", "navy"), ("shirt", "boot", "bag", "lamp", "mug", "coat")
@@ -91,9 +91,7 @@ def measure(sizes: list[int], folder: Path) -> dict[str, Any]:
         shutil.rmtree(root)
     figures: dict[str, Any] = {"changed_frac": 0.01, "sizes": found}
     if len(found) > 1:
-        sizes_log = np.log([row["rows"] for row in found])
-        growth = np.polyfit(sizes_log, np.log([row["first_s"] for row in found]), 1)[0]
-        figures["growth"] = round(float(growth), 3)
+        figures["growth"] = growth(sizes, [row["first_s"] for row in found])
     return figures
 
 
@@ -101,8 +99,8 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--conf", type=Path, help="ignored: the feed is generated")
-    parser.add_argument("--rows", type=int, nargs="+", default=[1_000_000, 3_000_000])
-    parser.add_argument("--folder", type=Path, help="where feed and tables lie meanwhile: 3 kB a row (default: a temporary one)")
+    parser.add_argument("--rows", type=int, nargs="+", default=[300_000, 1_000_000])
+    parser.add_argument("--folder", type=Path, help="where feed and tables lie meanwhile (default: a temporary one)")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="bench-curate-", dir=args.folder) as folder:

@@ -22,7 +22,7 @@ from jobs.config import Config
 from jobs.group_duplicates import group
 from jobs.spark.session import stop_spark
 from jobs.tables import FEATURES
-from tests.bench.record import record
+from tests.bench.record import growth, record
 from tests.parts import write_conf
 
 PLANTED_EVERY, MAX_DISTANCE = 100, 31
@@ -94,8 +94,7 @@ def measure(sizes: list[int], folder: Path) -> dict[str, Any]:
         shutil.rmtree(root)
     figures: dict[str, Any] = {"sizes": found}
     if len(found) > 1:
-        growth = np.polyfit(np.log([row["hashes"] for row in found]), np.log([row["s"] for row in found]), 1)[0]
-        figures["growth"] = round(float(growth), 3)
+        figures["growth"] = growth(sizes, [row["s"] for row in found])
     return figures
 
 
@@ -103,7 +102,7 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--conf", type=Path, help="ignored: the hashes are random")
-    parser.add_argument("--hashes", type=int, nargs="+", default=[1_000_000, 3_000_000])
+    parser.add_argument("--hashes", type=int, nargs="+", default=[300_000, 1_000_000])
     parser.add_argument("--folder", type=Path, help="where the tables and Spark's files lie meanwhile (default: a temporary one)")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()

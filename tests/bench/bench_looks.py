@@ -19,7 +19,7 @@ from jobs.config import TrainLooksConfig
 from jobs.looks.content import Content, unit
 from jobs.looks.graph import LookGraph
 from jobs.looks.measure import TRAIN
-from tests.bench.record import record
+from tests.bench.record import growth, record
 
 NUM_PRODUCTS, NUM_KINDS, NUM_COLOURS, NUM_FEATURES = 50_000, 24, 12, 320
 MODELS = ("cooccurrence", "mlp", "graph")
@@ -64,9 +64,9 @@ def measure(sizes: list[int]) -> dict[str, Any]:
         rows.append(row)
         sys.stdout.write(f"{row}\n")
         sys.stdout.flush()
-    edges = np.log([row["edges"] for row in rows])
-    growth = {name: round(float(np.polyfit(edges, np.log([row[f"{name}_s"] for row in rows]), 1)[0]), 3) for name in MODELS}
-    return {"products": NUM_PRODUCTS, "one_epoch": rows, "growth": growth}
+    edges = [row["edges"] for row in rows]
+    growths = {name: growth(edges, [row[f"{name}_s"] for row in rows]) for name in MODELS}
+    return {"products": NUM_PRODUCTS, "one_epoch": rows, "growth": growths}
 
 
 def main() -> None:
