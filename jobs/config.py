@@ -375,6 +375,14 @@ class TrainEncoderConfig(Section):
     bundle_name: str = Field("generated-v1", min_length=1)
 
 
+class SceneAugmentConfig(Section):
+    """What is done to a scene before the detector learns from it, beside windows, mirroring and other light. 0 = not done."""
+
+    rotation_deg: float = Field(0.0, ge=0, le=180, description="largest turn to either side")
+    quarter_turn_frac: float = Field(0.0, ge=0, le=1, description="share of scenes turned by 90, 180 or 270 degrees")
+    min_visible_frac: float = Field(0.4, ge=0, le=1, description="items with less of their box in the window are not asked for")
+
+
 class TrainDetectorConfig(Section):
     """A class-agnostic item detector on the training scenes."""
 
@@ -385,6 +393,7 @@ class TrainDetectorConfig(Section):
     plain_frac: float = Field(0.25, ge=0, description="products on plain ground for each street scene of an epoch")
     start: StartFile | None = Field(None, description="weights to start from, of a bundle; none = random")
     backbone: StartFile | None = Field(None, description="fcos: an encoder's weights, whose layers it starts from; none = random")
+    augment: SceneAugmentConfig = SceneAugmentConfig()
     epochs: int = Field(6, ge=1)
     batch_size: int = Field(16, ge=2)
     learning_rate: float = Field(2e-3, gt=0)

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
-from jobs.config import AugmentConfig
+from jobs.config import AugmentConfig, SceneAugmentConfig
 
 PAD_FRAC = 0.05  # context around a box, as DetectorConfig.pad_frac
 WHITE = 1.0  # Preprocess.pad_value / 255
@@ -49,14 +49,19 @@ def framed(
         signs_N = torch.where(mirrored_N, -1.0, 1.0)
         offsets_NHW2 = offsets_NHW2 * torch.stack([signs_N, torch.ones_like(signs_N)], -1)[:, None, None, :]
     if degrees_N is not None:
-        cos, sin = torch.cos(torch.deg2rad(degrees_N)), torch.sin(torch.deg2rad(degrees_N))
-        turn_N22 = torch.stack([torch.stack([cos, -sin], -1), torch.stack([sin, cos], -1)], -2)
+        turn_N22 = rotations(degrees_N)
         offsets_NHW2 = (offsets_NHW2.flatten(1, 2) @ turn_N22.transpose(1, 2)).view_as(offsets_NHW2)
     grid_NHW2 = (offsets_NHW2 + centres_N2[:, None, None, :]) * 2 - 1
     picture = functional.grid_sample(tiles_N3TT, grid_NHW2, mode="bilinear", padding_mode="border", align_corners=False)
     if relight is not None:
         picture = relit(picture, relight, strength)
     return torch.where(inside_NHW[:, None], picture, WHITE)
+
+
+def turns(num: int, rng: torch.Generator, rotation_deg: float, quarter_turn_frac: float) -> Tensor:
+    """(num,) degrees: up to `rotation_deg` to either side, and 90, 180 or 270 more for `quarter_turn_frac` of them."""
+    degrees_N = uniform(rng, num, -rotation_deg, rotation_deg)
+    return degrees_N + (uniform(rng, num, 0, 1) < quarter_turn_frac) * 90 * torch.randint(1, 4, (num,), generator=rng)
 
 
 def padded(boxes_N4: Tensor, frac: float = PAD_FRAC) -> Tensor:
@@ -158,8 +163,7 @@ def crop_augmented(
 ) -> Tensor:
     """Training view of crops, (N, 3, S, S) in 0..1. Boxes as `framed` takes them; what `config` sets to 0 is not done."""
     num, device = len(tiles_N3TT), tiles_N3TT.device
-    degrees_N = uniform(rng, num, -config.rotation_deg, config.rotation_deg)
-    degrees_N += (uniform(rng, num, 0, 1) < config.quarter_turn_frac) * 90 * torch.randint(1, 4, (num,), generator=rng)
+    degrees_N = turns(num, rng, config.rotation_deg, config.quarter_turn_frac)
     mirrored_N = uniform(rng, num, 0, 1) < config.mirror_frac
     boxes_N4 = zoomed(jittered(boxes_N4, rng, config.jitter_frac), rng, config.min_area_frac)
     light = rng if config.relight else None
@@ -169,20 +173,22 @@ def crop_augmented(
 
 
 def scene_augmented(
-    scenes_N3TT: Tensor, boxes: list[Tensor], size_px: int, rng: torch.Generator, min_visible_frac: float = 0.4
+    scenes_N3TT: Tensor, boxes: list[Tensor], size_px: int, rng: torch.Generator, config: SceneAugmentConfig
 ) -> tuple[Tensor, list[Tensor]]:
-    """Training view of scenes: a window of 0.6 to 1.15 of the scene, mirrored half the time, in other light.
+    """Training view of scenes: a turned window of 0.6 to 1.15 of the scene, mirrored half the time, in other light.
 
-    Boxes are shares of the sides (0..1), in and out; those with less than `min_visible_frac` inside the window are dropped.
+    Boxes are shares of the sides (0..1), in and out; those with less than `config.min_visible_frac` in the window are dropped.
     Returns (N, 3, S, S) and a list of (M, 4).
     """
     num, device = len(scenes_N3TT), scenes_N3TT.device
     sides_N2 = (uniform(rng, num, 0.6, 1.15)[:, None] * torch.exp(uniform(rng, num * 2, -0.12, 0.12).view(num, 2))).to(device)
     origins_N2 = torch.rand(num, 2, generator=rng).to(device) * (1 - sides_N2)
     mirrored_N = (uniform(rng, num, 0, 1) < 0.5).to(device)
-    ticks = (torch.arange(size_px, device=device) + 0.5) / size_px
+    turn_N22 = rotations(turns(num, rng, config.rotation_deg, config.quarter_turn_frac).to(device))
+    ticks = (torch.arange(size_px, device=device) + 0.5) / size_px - 0.5
     u_HW, v_HW = torch.meshgrid(ticks, ticks, indexing="xy")
     unit_NHW2 = torch.stack([u_HW, v_HW], -1)[None].repeat(num, 1, 1, 1)
+    unit_NHW2 = (unit_NHW2.flatten(1, 2) @ turn_N22.transpose(1, 2)).view_as(unit_NHW2) + 0.5
     unit_NHW2[mirrored_N, ..., 0] = 1 - unit_NHW2[mirrored_N, ..., 0]
     grid_NHW2 = (origins_N2[:, None, None] + unit_NHW2 * sides_N2[:, None, None]) * 2 - 1
     images = functional.grid_sample(scenes_N3TT, grid_NHW2, mode="bilinear", padding_mode="zeros", align_corners=False)
@@ -191,10 +197,29 @@ def scene_augmented(
         whole_M4 = (whole_M4 - origins_N2[index].repeat(2)) / sides_N2[index].repeat(2)
         if mirrored_N[index]:
             whole_M4 = torch.stack([1 - whole_M4[:, 2], whole_M4[:, 1], 1 - whole_M4[:, 0], whole_M4[:, 3]], 1)
+        whole_M4 = turned(whole_M4, turn_N22[index].T)
         cut_M4 = whole_M4.clamp(0, 1)
         visible_M = area(cut_M4) / area(whole_M4).clamp(min=1e-9)
-        moved.append(cut_M4[visible_M >= min_visible_frac])
+        moved.append(cut_M4[visible_M >= config.min_visible_frac])
     return relit(images, rng), moved
+
+
+def rotations(degrees_N: Tensor) -> Tensor:
+    """(N, 2, 2) matrices that turn column vectors by so many degrees, clockwise where y points down."""
+    cos, sin = torch.cos(torch.deg2rad(degrees_N)), torch.sin(torch.deg2rad(degrees_N))
+    return torch.stack([torch.stack([cos, -sin], -1), torch.stack([sin, cos], -1)], -2)
+
+
+def turned(boxes_M4: Tensor, turn_22: Tensor) -> Tensor:
+    """Boxes of items that were turned about the middle of the picture (0.5, 0.5).
+
+    What fills its box's corners needs a wider box, what is round does not: half way between both. A quarter turn is exact.
+    """
+    centres_M2 = (boxes_M4[:, :2] + boxes_M4[:, 2:]) / 2
+    halves_M2 = (boxes_M4[:, 2:] - boxes_M4[:, :2]) / 2
+    filled_M2, round_M2 = halves_M2 @ turn_22.abs().T, (halves_M2.square() @ turn_22.square().T).sqrt()
+    centres_M2, halves_M2 = (centres_M2 - 0.5) @ turn_22.T + 0.5, (filled_M2 + round_M2) / 2
+    return torch.cat([centres_M2 - halves_M2, centres_M2 + halves_M2], 1)
 
 
 def area(boxes_M4: Tensor) -> Tensor:

@@ -62,7 +62,7 @@ class DetectorTask:
             scenes, boxes = tensors(
                 self.scenes, order[step * self.config.batch_size : (step + 1) * self.config.batch_size], device
             )
-            images, boxes = scene_augmented(scenes, boxes, size_px, torch_rng)
+            images, boxes = scene_augmented(scenes, boxes, size_px, torch_rng, self.config.augment)
             targets = [{"boxes": b * size_px, "labels": torch.ones(len(b), dtype=torch.int64, device=device)} for b in boxes]
             with torch.autocast("cuda", torch.bfloat16, enabled=device.type == "cuda"):
                 parts = self.network(list(images), targets)

@@ -7,8 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from jobs.config import AugmentConfig
-from jobs.training.augmentation import crop_augmented, framed, jittered, padded, relit, scene_augmented, zoomed
+from jobs.config import AugmentConfig, SceneAugmentConfig
+from jobs.training.augmentation import crop_augmented, framed, jittered, padded, relit, rotations, scene_augmented, turned, zoomed
 from serve.vision.preprocess import square
 from serve.vision.spec import Preprocess
 
@@ -68,11 +68,14 @@ def test_padding_and_jitter_stay_inside_the_tile() -> None:
     assert float((moved - boxes).abs().max()) <= 0.08 * 0.6 + 1e-6
 
 
-def test_scene_boxes_move_with_their_items() -> None:
+@pytest.mark.parametrize(
+    "config", [SceneAugmentConfig(), SceneAugmentConfig(quarter_turn_frac=1)], ids=["upright", "quarter turns"]
+)
+def test_scene_boxes_move_with_their_items(config: SceneAugmentConfig) -> None:
     scenes = torch.zeros(6, 3, 80, 80)
     scenes[:, 0, 20:50, 30:60] = 1.0
     boxes = [torch.tensor([[30 / 80, 20 / 80, 60 / 80, 50 / 80]])] * 6
-    images, moved = scene_augmented(scenes, boxes, 64, torch.Generator().manual_seed(2))
+    images, moved = scene_augmented(scenes, boxes, 64, torch.Generator().manual_seed(2), config)
     assert sum(len(found) for found in moved) >= 4
     for image, found in zip(images, moved, strict=True):
         for box in found * 64:
@@ -81,9 +84,18 @@ def test_scene_boxes_move_with_their_items() -> None:
             assert float((seen - box).abs().max()) <= 1.5
 
 
+def test_the_box_of_a_turned_item_is_between_a_filled_and_a_round_one() -> None:
+    box = torch.tensor([[0.4, 0.1, 0.6, 0.2]])
+    quarter = turned(box, rotations(torch.tensor([90.0]))[0])
+    torch.testing.assert_close(quarter, torch.tensor([[0.8, 0.4, 0.9, 0.6]]))
+    eighth = turned(torch.tensor([[0.4, 0.4, 0.6, 0.6]]), rotations(torch.tensor([45.0]))[0])
+    side = 0.1 * (1 + 2**0.5) / 2
+    torch.testing.assert_close(eighth, torch.tensor([[0.5 - side, 0.5 - side, 0.5 + side, 0.5 + side]]))
+
+
 def test_items_outside_the_window_are_dropped() -> None:
     sliver = [torch.tensor([[0.0, 0.0, 0.04, 0.04]])] * 16
-    _, moved = scene_augmented(torch.zeros(16, 3, 32, 32), sliver, 32, torch.Generator().manual_seed(0))
+    _, moved = scene_augmented(torch.zeros(16, 3, 32, 32), sliver, 32, torch.Generator().manual_seed(0), SceneAugmentConfig())
     assert 0 < sum(len(found) for found in moved) < 16
 
 
