@@ -12,7 +12,7 @@ import yaml
 from pydantic import AfterValidator, AwareDatetime, Field, model_validator
 
 from serve.settings import ConfigError, Section, Settings, parse, read_yaml
-from serve.vision.spec import Preprocess
+from serve.vision.spec import BundleConfig, Preprocess
 
 WRONG_SETTINGS_EXIT_CODE = 2  # argparse's own, too
 HostName = Annotated[str, Field(pattern=r"^(\*\.)?[a-z0-9]([a-z0-9.:_-]*[a-z0-9])?$")]  # no scheme, no port, lower case
@@ -34,6 +34,9 @@ class FeedConfig(Section):
         (), description="that http(s) photos may come from, redirects too; *.shop.example = all below it; none = all"
     )
     buckets: tuple[str, ...] = Field((), description="that s3:// and gs:// photos may come from; none = all")
+    part_from_rows: int = Field(
+        50_000, ge=0, description="catalogs of so many rows and more: only products that a changed row names are judged again"
+    )
     refetch_days: float | None = Field(
         None, gt=0, description="photos looked at longer ago are asked for again: has this one changed? none = never"
     )
@@ -235,6 +238,12 @@ class NightlyConfig(Section):
     )
     webhook_timeout_s: float = Field(10.0, gt=0)
     status_runs: int = Field(10, ge=1, description="runs that --status shows")
+    next_bundle: BundleConfig | None = Field(
+        None, description="bundle that is to take over: embedded beside the old one, published when complete and not worse"
+    )
+    next_images: int | None = Field(
+        None, ge=1, description="photos a night that are embedded with next_bundle, of popular products first; none = all"
+    )
     as_of: AwareDatetime | None = Field(
         None, description="builds the release of the last good run before this moment again, from the tables as they were then"
     )

@@ -13,22 +13,23 @@ from deltalake import DeltaTable
 
 from jobs import spark as rules
 from jobs.config import Config
+from jobs.reuse import read_generation
 from jobs.tables import Tables, table_version
 from serve.index.manifest import file_sha256, write_durably
 
 CURATED = ("listings", "rejects", "products", "images")
 
 
-def made_from(config: Config, inserts_version: int | None) -> dict[str, Any] | None:
-    """Everything that the tables follow from; None where the feed is not on a disk here."""
+def made_from(config: Config, inserts_version: int | None) -> dict[str, Any]:
+    """Everything that the tables follow from; `feed` is None where it is not on a disk here."""
     uri = config.feed.uri
     feed = Path(unquote(urlparse(uri).path) if uri.startswith("file://") else uri)
-    if not uri or ("://" in uri and not uri.startswith("file://")) or not feed.exists():
-        return None
+    is_here = bool(uri) and ("://" not in uri or uri.startswith("file://")) and feed.exists()
     return {
-        "feed": digest_of(feed),
+        "feed": digest_of(feed) if is_here else None,
         "settings": config.feed.model_dump(mode="json"),
         "rules": digest_of(Path(rules.__path__[0])),
+        "generation": read_generation(config.store),
         "inserts": inserts_version,
     }
 
@@ -42,24 +43,42 @@ def digest_of(path: Path) -> str:
     return hashlib.sha256("\n".join(listed).encode()).hexdigest()
 
 
-def remember(config: Config, source: dict[str, Any] | None, result: dict[str, Any]) -> None:
-    """From now on `source` has given these tables, and a run of it this result."""
-    if source is not None:
-        config.store.root.mkdir(parents=True, exist_ok=True)
-        said = {"made_from": source, "tables": tables_of(config), "result": result}
-        write_durably(config.store.root / "curated.json", json.dumps(said).encode())
+def remember(config: Config, source: dict[str, Any], folder: str, result: dict[str, Any]) -> None:
+    """From now on `source` has given these tables, relative photos taken from `folder`, and a run of it this result."""
+    config.store.root.mkdir(parents=True, exist_ok=True)
+    said = {"made_from": source, "folder": folder, "tables": tables_of(config), "result": result}
+    write_durably(path_of(config), json.dumps(said).encode())
 
 
-def result_of_same(config: Config, source: dict[str, Any] | None) -> dict[str, Any] | None:
+def result_of_same(config: Config, source: dict[str, Any]) -> dict[str, Any] | None:
     """What a run of `source` came to, where it was the last one and nobody touched the tables since; else None."""
-    path = config.store.root / "curated.json"
-    if source is None or not path.is_file():
-        return None
-    said = json.loads(path.read_text())
-    if said["made_from"] != source or said["tables"] != tables_of(config):
+    said = last_said(config)
+    if source["feed"] is None or said.get("made_from") != source:
         return None
     result: dict[str, Any] = said["result"]
     return result
+
+
+def judged_alike(config: Config, source: dict[str, Any], folder: str) -> bool:
+    """Whether a row that stands in the tables would be judged today as it was then: only the feed and `inserts` may differ."""
+    said, told = last_said(config), ("rules", "generation")
+    if not said or said.get("folder") != folder or any(said["made_from"].get(name) != source[name] for name in told):
+        return False
+    then, now = ({**of["settings"], "uri": None} for of in (said["made_from"], source))
+    return then == now
+
+
+def last_said(config: Config) -> dict[str, Any]:
+    """What `remember` wrote last; empty where there is nothing, or the tables are others by now."""
+    if not path_of(config).is_file():
+        return {}
+    said: dict[str, Any] = json.loads(path_of(config).read_text())
+    return said if said["tables"] == tables_of(config) else {}
+
+
+def path_of(config: Config) -> Path:
+    """The file that says so."""
+    return config.store.root / "curated.json"
 
 
 def tables_of(config: Config) -> dict[str, Any]:

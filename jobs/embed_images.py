@@ -30,7 +30,7 @@ from jobs.raydata.actors import ASKED, DUPLICATE, Decoder, Embedder, start_claim
 from jobs.raydata.delta import append, committed, ensure_table, pinned_version, upsert
 from jobs.raydata.fetch import TRANSIENT, fetch_rules
 from jobs.raydata.outcomes import EmbedResult, explode, outcomes, owners, staged
-from jobs.raydata.pending import fetched, pending_images
+from jobs.raydata.pending import fetched, most_popular, pending_images
 from jobs.raydata.session import map_actors, progress, require, start_ray, stop_ray
 from jobs.raydata.staging import Plan, Stage, only_run
 from jobs.runs import configure_logging, pairs
@@ -42,8 +42,8 @@ log = logging.getLogger("jobs.embed_images")
 APP_ID = "embed_images"
 
 
-def run(config: Config) -> EmbedResult:
-    """Finishes the stage of a killed run, then embeds what is new. Raises JobError."""
+def run(config: Config, most: int | None = None) -> EmbedResult:
+    """Finishes the stage of a killed run, then embeds what is new: the `most` popular photos of it. Raises JobError."""
     tables = Tables(config.store.tables)
     try:
         bundle_folder = assemble_bundle(config.bundle, config.store.bundles, config.registry.uri)
@@ -53,14 +53,15 @@ def run(config: Config) -> EmbedResult:
     root = config.store.staging / APP_ID
     with only_run(root, APP_ID):
         results = []
-        if resumed := resumable(root, tables, digest):
+        if resumed := resumable(config, root, tables, digest):
             log.info("run=%s resumed", resumed.plan.run_id)
             results.append(carry_through(config, tables, bundle_folder, resumed))
         images_version = pinned_version(tables, "images", written_by="jobs.curate_catalog")
         pending = pending_images(tables, images_version, digest, retry=not resumed, refetch_days=config.feed.refetch_days)
-        for first in range(0, pending.num_rows, config.embed.round_images):
-            some = pending.slice(first, config.embed.round_images)
-            number = max(committed(tables, name, APP_ID) for name in ("features", "fetches", "checks")) + 1
+        tonight = pending if most is None else most_popular(tables, pending, max(0, most - sum(r.images_in for r in results)))
+        for first in range(0, tonight.num_rows, config.embed.round_images):
+            some = tonight.slice(first, config.embed.round_images)
+            number = max(committed_by(tables, name, digest) for name in ("features", "fetches", "checks")) + 1
             plan = Plan(f"embed-{number:06d}-{digest[:8]}", tables.root, images_version, digest, number, some.num_rows)
             results.append(carry_through(config, tables, bundle_folder, Stage.create(root, plan, some, "image_uri")))
     if not results:
@@ -71,6 +72,7 @@ def run(config: Config) -> EmbedResult:
         duplicates=sum(r.duplicates for r in results),
         rejected=sum(r.rejected for r in results),
         unchanged=sum(r.unchanged for r in results),
+        waiting=pending.num_rows - tonight.num_rows,
         images_per_s=results[-1].images_per_s if results else 0.0,
     )
 
@@ -85,13 +87,15 @@ def count_pending(config: Config) -> int:
     return int(pending_images(tables, version, digest, retry=True, refetch_days=config.feed.refetch_days).num_rows)
 
 
-def resumable(root: Path, tables: Tables, digest: str) -> Stage | None:
-    """The stage that a killed run left for these tables and this bundle; stages of others are dropped."""
-    found = None
+def resumable(config: Config, root: Path, tables: Tables, digest: str) -> Stage | None:
+    """The stage that a killed run left for these tables and this bundle; `nightly.next_bundle`'s waits, others are dropped."""
+    found, wanted = None, {digest}
+    if config.nightly.next_bundle is not None:
+        wanted.add(bundle_digest(assemble_bundle(config.nightly.next_bundle, config.store.bundles, config.registry.uri)))
     for stage in Stage.unfinished(root, "image_uri"):
-        ours = (stage.plan.tables, stage.plan.bundle_digest) == (tables.root, digest)
+        ours = stage.plan.tables == tables.root and stage.plan.bundle_digest in wanted
         if ours and stage.remaining().column_names == ASKED.names:
-            found = stage
+            found = stage if stage.plan.bundle_digest == digest else found
         else:
             log.warning("run=%s dropped: it was staged for another bundle, other tables or by older code", stage.plan.run_id)
             stage.remove()
@@ -181,18 +185,28 @@ def commit(tables: Tables, stage: Stage, rate: float) -> EmbedResult:
     fetches, checks, result = outcomes(rows, stage.plan, rate, stored_ids(tables, digest, duplicates))
     ensure_table(tables, "features", FEATURES)
     ensure_table(tables, "fetches", FETCHES)
-    if result.embedded and committed(tables, "features", APP_ID) < number:
+    if result.embedded and committed_by(tables, "features", digest) < number:
         batches = (explode(batch, digest) for batch in stage.rows.to_batches())
-        append(tables, "features", FEATURES, batches, APP_ID, number)
+        append(tables, "features", FEATURES, batches, app_id(digest), number)
     failpoint("embed:after_features")
-    if committed(tables, "fetches", APP_ID) < number:
+    if committed_by(tables, "fetches", digest) < number:
         commit_fetches(tables, fetches, digest, number)
     failpoint("embed:after_fetches")
-    if checks.num_rows and committed(tables, "checks", APP_ID) < number:
+    if checks.num_rows and committed_by(tables, "checks", digest) < number:
         ensure_table(tables, "checks", CHECKS)
-        upsert(tables, "checks", checks, ("image_uri", "bundle_digest"), APP_ID, number)
+        upsert(tables, "checks", checks, ("image_uri", "bundle_digest"), app_id(digest), number)
     report(stage, rows, result)
     return result
+
+
+def app_id(digest: str) -> str:
+    """Whose transaction numbers a bundle's commits carry: two bundles are embedded side by side, each resumed by itself."""
+    return f"{APP_ID}-{digest[:16]}"
+
+
+def committed_by(tables: Tables, name: str, digest: str) -> int:
+    """Highest transaction number of this bundle in table `name`. Older code counted all bundles together."""
+    return max(committed(tables, name, who) for who in (app_id(digest), APP_ID))
 
 
 def report(stage: Stage, rows: pa.Table, result: EmbedResult) -> None:

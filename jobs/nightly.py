@@ -7,6 +7,7 @@ Engine  Spark, Ray Data, FAISS, MLflow, as the jobs do
     python -m jobs.nightly --conf conf/local.yaml --set feed.uri=PATH
     python -m jobs.nightly --conf conf/local.yaml --set feed.uri=PATH --plan     what would run; runs nothing
     python -m jobs.nightly --conf conf/local.yaml --set feed.uri=PATH --full     trains and builds everything again
+    python -m jobs.nightly --conf conf/local.yaml --set feed.uri=PATH --set 'nightly.next_bundle={path: NEW}'   changes the model
     python -m jobs.nightly --conf conf/local.yaml --set nightly.as_of=2026-11-20T00:00Z   the release of that day again
     python -m jobs.nightly --conf conf/local.yaml --status                       who runs now, and the last runs
 
@@ -14,12 +15,14 @@ Exit status: 0 published, or nothing changed; 1 failed; 2 wrong settings; 3 a ga
 """
 
 import json
+import logging
 import os
 import signal
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
+from typing import Any
 
 from jobs import (
     build_shards,
@@ -41,6 +44,11 @@ from jobs.run_lease import Lease
 from jobs.run_records import NIGHTLY, PUBLISHED, UNCHANGED, last_rate, notify, only_run_of_store, record, show_status
 from jobs.runs import Run, configure_logging, counts_of, pairs
 from jobs.spark.session import stop_spark
+from serve.index.manifest import ReleaseError, read_manifest
+from serve.registry import NoChampionError, champion
+from serve.vision.bundle import BundleError, assemble_bundle, bundle_digest
+
+log = logging.getLogger("jobs.nightly")
 
 STAGES: tuple[tuple[str, Callable[[Config], object]], ...] = (
     ("curate_catalog", curate_catalog.run),
@@ -60,6 +68,7 @@ OF_TODAY = (
     "catalog_doctor",
     "train_looks",
 )  # stages that nightly.as_of leaves out
+OF_NEXT_BUNDLE = ("train_looks", "train_index", "build_shards", "evaluate_index", "publish_release")
 
 
 def run(config: Config, plan: bool = False, status: bool = False, full: bool = False, force: bool = False) -> None:
@@ -90,15 +99,14 @@ def carry_out(config: Config, night: Run, lease: Lease, force: bool) -> None:
     night.end("failed", 1, "stopped")
     try:
         stages = dict(STAGES) | {"evaluate_index": partial(evaluate_index.run, force=force)}
+        if config.nightly.as_of is not None:
+            stages = {name: stage_run for name, stage_run in stages.items() if name not in OF_TODAY}
+        config, coming = configs_of(config)
         for name, stage_run in stages.items():
-            if config.nightly.as_of is not None and name in OF_TODAY:
-                continue
-            lease.enter(name)
-            failpoint(f"{name}:before")
-            with night.stage(name) as stage:
-                stage.counts.update(counts_of(stage_run(config)))
-            failpoint(f"{name}:after")
+            carry_stage(night, lease, name, partial(stage_run, config))
         night.end(PUBLISHED if night.counts("publish_release")["changed"] else UNCHANGED)
+        if coming is not None and config.nightly.as_of is None:
+            change_bundle(coming, night, lease, stages)
     except JobError as error:
         refused = error.exit_code == GATE_EXIT_CODE
         night.end("refused" if refused else "failed", error.exit_code, str(error))
@@ -110,6 +118,48 @@ def carry_out(config: Config, night: Run, lease: Lease, force: bool) -> None:
         record(config, night, socket.gethostname(), os.getpid())
         if night.exit_code:
             notify(config, night)
+
+
+def carry_stage(night: Run, lease: Lease, name: str, stage_run: Callable[[], object]) -> dict[str, Any]:
+    """One stage, recorded as `name`; its counts."""
+    lease.enter(name)
+    failpoint(f"{name}:before")
+    with night.stage(name) as stage:
+        stage.counts.update(counts_of(stage_run()))
+    failpoint(f"{name}:after")
+    return stage.counts
+
+
+def configs_of(config: Config) -> tuple[Config, Config | None]:
+    """The settings of tonight's catalog, and those of the bundle that is to take over; none where there is none or it has."""
+    if config.nightly.next_bundle is None:
+        return config, None
+    coming = config.model_copy(update={"bundle": config.nightly.next_bundle})
+    try:
+        digest = bundle_digest(assemble_bundle(coming.bundle, config.store.bundles, config.registry.uri))
+        served = read_manifest(champion(config.registry, config.store)).bundle.digest
+    except NoChampionError:
+        return config, coming
+    except (BundleError, ReleaseError) as error:
+        raise JobError(f"nightly.next_bundle: {error}") from error
+    if served != digest:
+        return config, coming
+    log.info("nightly.next_bundle has taken over; write it into section bundle, and set nightly.next_bundle=null")
+    return coming, None
+
+
+def change_bundle(coming: Config, night: Run, lease: Lease, stages: Mapping[str, Callable[[Config], object]]) -> None:
+    """Embeds tonight's share with the bundle that is to take over; once nothing waits, its release passes the gate or not.
+
+    Tonight's catalog is published with the old bundle by then, whatever comes of it.
+    """
+    counts = carry_stage(night, lease, "next:embed_images", partial(embed_images.run, coming, coming.nightly.next_images))
+    if counts["waiting"]:
+        return
+    for name in OF_NEXT_BUNDLE:
+        counts = carry_stage(night, lease, f"next:{name}", partial(stages[name], coming))
+    if counts["changed"]:
+        night.end(PUBLISHED)
 
 
 def show_plan(config: Config) -> str:
@@ -124,6 +174,8 @@ def show_plan(config: Config) -> str:
         embedding = f"{num_images} images, about {num_images / rate:.0f} s at the last run's {rate:.1f} images/s"
     else:
         embedding = f"{num_images} images; how long is known after the first run"
+    if coming := configs_of(config)[1]:
+        embedding += f"; nightly.next_bundle waits for {embed_images.count_pending(coming)} more"
     lines = {
         "curate_catalog": "rows to change: " + pairs({name: num for name, num in vars(feed).items() if name != "new_uris"}),
         "embed_images": embedding,

@@ -52,12 +52,16 @@ def write_conf(folder: Path, sections: dict[str, Any]) -> Path:
     return path
 
 
-def run_module(module: str, conf: Path, *settings: str, flags: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
+def run_module(
+    module: str, conf: Path, *settings: str, flags: tuple[str, ...] = (), **environment: str
+) -> subprocess.CompletedProcess[str]:
     """`python -m module --conf conf --set ...` as a user types it, output kept."""
     command = [sys.executable, "-m", module, "--conf", str(conf), *flags]
     for setting in settings:
         command += ["--set", setting]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=600)
+    return subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=600, env=os.environ | environment
+    )
 
 
 def free_port() -> int:

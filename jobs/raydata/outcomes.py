@@ -25,6 +25,7 @@ class EmbedResult:
     duplicates: int = 0  # equal bytes under another URI
     rejected: int = 0
     unchanged: int = 0  # asked for again: the same bytes, or none
+    waiting: int = 0  # left for another night
     images_per_s: float = 0.0  # while images streamed, start-up of the actors included
 
 
@@ -80,7 +81,7 @@ def outcomes(rows: pa.Table, plan: Plan, rate: float, stored_ids: Collection[str
     return (
         table.filter(pc.invert(same)).select(FETCHES.names).cast(FETCHES),
         table.filter(pc.and_(same, settled)).select(CHECKS.names).cast(CHECKS),
-        EmbedResult(len(status), num_embedded, num_duplicates, counts[REJECTED], counts[UNCHANGED], round(rate, 1)),
+        EmbedResult(len(status), num_embedded, num_duplicates, counts[REJECTED], counts[UNCHANGED], images_per_s=round(rate, 1)),
     )
 
 

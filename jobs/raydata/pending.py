@@ -38,6 +38,19 @@ def pending_images(
     return mixed(pa.concat_tables(asked).sort_by("image_uri"))
 
 
+def most_popular(tables: Tables, asked: pa.Table, most: int) -> pa.Table:
+    """At most so many rows of `asked`: those of the most popular products, and of each its first photos first."""
+    if asked.num_rows <= most:
+        return asked
+    photos = read_table(tables, "images", ["product_id", "position", "image_uri"])
+    photos = photos.filter(pc.is_in(photos["image_uri"], asked["image_uri"]))
+    photos = photos.join(read_table(tables, "products", ["product_id", "popularity"]), "product_id")
+    wanted = photos.group_by("image_uri").aggregate([("popularity", "max"), ("position", "min")])
+    order = [("popularity_max", "descending"), ("position_min", "ascending"), ("image_uri", "ascending")]
+    first = wanted.sort_by(order).slice(0, most)["image_uri"]
+    return asked.filter(pc.is_in(asked["image_uri"], first))
+
+
 def first_look(uris: pa.Array | list[str]) -> pa.Table:
     """ASKED of URIs that nothing is known of."""
     return pa.table({"image_uri": uris} | {name: pa.nulls(len(uris), pa.string()) for name in ASKED.names[1:]}, schema=ASKED)

@@ -1,11 +1,13 @@
 """Delta tables of Spark: made with their limits, and merged only where the content changed."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass
 
 from delta.tables import DeltaTable
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
+
+from jobs.failpoint import failpoint
 
 # Ray reads these tables, hence no deletion vectors (and no column mapping, which is off by default). Old files outlive the
 # releases that name an old version: VACUUM keeps a month.
@@ -15,6 +17,9 @@ PROPERTIES = {
     "delta.deletedFileRetentionDuration": "interval 30 days",
 }
 CHANGE = "_change"
+LARGE_ROWS = 1_000_000
+
+PartOf = Callable[[DataFrame], DataFrame]  # the rows of a table that belong to a part of the catalog
 
 
 @dataclass(frozen=True)
@@ -38,10 +43,11 @@ def read(spark: SparkSession, path: str, version: int | None = None) -> DataFram
     return (reader if version is None else reader.option("versionAsOf", version)).load(path)
 
 
-def write(spark: SparkSession, spec: TableSpec, rows: DataFrame) -> int:
-    """Makes the table equal to `rows` (unique in the keys) with one commit of the rows that differ; how many those are.
+def write(spark: SparkSession, spec: TableSpec, rows: DataFrame, part: PartOf | None = None) -> int:
+    """Makes the table, or that `part` of it, equal to `rows` (unique in the keys); how many rows differed.
 
-    No difference: no new version.
+    One commit; of a large table one for the new rows and the next for the others, as Delta shuffles all of a table that it
+    both inserts into and updates. No difference: no new version.
     """
     _ensure(spark, spec)
     current = read(spark, spec.path)
@@ -50,25 +56,36 @@ def write(spark: SparkSession, spec: TableSpec, rows: DataFrame) -> int:
             return 0
         rows.write.format("delta").mode("append").save(spec.path)
         return int(read(spark, spec.path).count())  # from the log, no row is read
-    changed = differences(current, rows, spec.keys).persist()
+    changed = differences(part(current) if part else current, rows, spec.keys).persist()
     num_changes: dict[str, int] = {row[CHANGE]: row["count"] for row in changed.groupBy(CHANGE).count().collect()}
-    if num_changes:
-        columns = {name: f"s.{name}" for name in rows.columns}
-        same_key = " AND ".join(f"t.{key} = s.{key}" for key in spec.keys)
-        values = changed.join(rows, on=list(spec.keys), how="left")
-        merge = DeltaTable.forPath(spark, spec.path).alias("t").merge(values.alias("s"), same_key)
-        if num_changes.keys() != {"insert"}:  # Delta merges inserts alone without looking for rows to rewrite
-            merge = merge.whenMatchedDelete(condition=f"s.{CHANGE} = 'delete'").whenMatchedUpdate(set=columns)
-        merge.whenNotMatchedInsert(values=columns).execute()
+    steps = ({"insert"}, {"update", "delete"}) if current.count() >= LARGE_ROWS else ({"insert", "update", "delete"},)
+    for step in steps:
+        if kinds := num_changes.keys() & step:
+            _merge(spark, spec, changed.where(F.col(CHANGE).isin(*kinds)), rows, kinds)
+            failpoint("delta:after_merge")
     changed.unpersist()
     return sum(num_changes.values())
 
 
-def count_differences(spark: SparkSession, spec: TableSpec, rows: DataFrame) -> int:
+def _merge(spark: SparkSession, spec: TableSpec, changed: DataFrame, rows: DataFrame, kinds: Set[str]) -> None:
+    """One commit of `changed` keys, of these `kinds`; their values are in `rows`."""
+    columns = {name: f"s.{name}" for name in rows.columns}
+    same_key = " AND ".join(f"t.{key} = s.{key}" for key in spec.keys)
+    values = changed.join(rows, on=list(spec.keys), how="left")
+    merge = DeltaTable.forPath(spark, spec.path).alias("t").merge(values.alias("s"), same_key)
+    if kinds != {"insert"}:  # Delta merges inserts alone without looking for rows to rewrite
+        merge = merge.whenMatchedDelete(condition=f"s.{CHANGE} = 'delete'").whenMatchedUpdate(set=columns)
+    if "insert" in kinds:
+        merge = merge.whenNotMatchedInsert(values=columns)
+    merge.execute()
+
+
+def count_differences(spark: SparkSession, spec: TableSpec, rows: DataFrame, part: PartOf | None = None) -> int:
     """How many rows `write` would insert, update or delete."""
     if not exists(spark, spec.path):
         return int(rows.count())
-    return int(differences(read(spark, spec.path), rows, spec.keys).count())
+    current = read(spark, spec.path)
+    return int(differences(part(current) if part else current, rows, spec.keys).count())
 
 
 def differences(current: DataFrame, rows: DataFrame, keys: tuple[str, ...]) -> DataFrame:

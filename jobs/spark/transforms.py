@@ -99,6 +99,11 @@ def parsed(feed: DataFrame, config: FeedConfig) -> DataFrame:
     )
 
 
+def product_ids(feed: DataFrame, config: FeedConfig) -> DataFrame:
+    """The product_id that each of some feed rows (raw, place) of this catalog names; null: none."""
+    return parsed(feed, config).select("given.product_id")
+
+
 def judged(rows: DataFrame, config: FeedConfig, folder: str) -> DataFrame:
     """Parsed rows with typed values: + product (struct of CONTENT, product_id, updated_at), images, deleted, fault.
 
