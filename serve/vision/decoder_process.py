@@ -90,7 +90,10 @@ def main() -> None:
     mapped_bytes = int(Path("/proc/self/statm").read_text().split()[0]) * mmap.PAGESIZE
     resource.setrlimit(resource.RLIMIT_AS, (mapped_bytes + limits.max_memory_bytes,) * 2)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # no upload on disk
-    connection.send_bytes(READY)
+    try:
+        connection.send_bytes(READY)
+    except BrokenPipeError:  # the parent ended while we started
+        return
     while os.getppid() == parent:
         if connection.poll(ORPHAN_CHECK_S):
             try:
