@@ -101,7 +101,9 @@ def map_actors(
     """`dataset` through a fixed pool of `actor(**arguments)`, one Arrow table of up to `batch_size` rows a call.
 
     `calls`: of one actor at the same time, in threads.
-    Ray Data restarts a dying actor and retries its block without end unless told otherwise; here `max_restarts` bounds both.
+    Ray Data restarts a dying actor without end unless told otherwise; here `max_restarts` bounds that, and so the retries of the
+    block it dies of. The number of retries is not bounded by itself: calls to an actor whose node has gone fail several times a
+    second, until the cluster knows that it has.
     These two have no named parameter yet (deprecated from 2.60, gone in 2.64): this function is the only place to change.
     """
     with warnings.catch_warnings():
@@ -115,7 +117,7 @@ def map_actors(
             num_cpus=cpus,
             num_gpus=gpus or None,
             max_restarts=max_restarts,
-            max_task_retries=max_restarts,
+            max_task_retries=-1,
         )
 
 
