@@ -133,6 +133,7 @@ class ServeConfig(Section):
     image_url_timeout_s: float = Field(5.0, gt=0)
     api_keys: tuple[ApiKey, ...] = Field((), description="who may ask; none = everyone")
     hash_stage: bool = Field(True, description="whether known photos are answered by their hash; off to compare")
+    turns: bool = Field(True, description="whether photos are looked at turned, where the bundle says when; off to save time")
     feedback: bool = Field(False, description="whether impressions are written and POST /v1/feedback is taken")
     feedback_per_min: float = Field(60.0, gt=0, description="calls of one client")
     client_header: str | None = Field(

@@ -33,14 +33,16 @@ from serve.api.towers import AskEncoder, Towers
 from serve.index.inserts import Fresh
 from serve.index.manifest import ReleaseError
 from serve.index.release import Filters, HashMatch, ProductStore, merge_candidates
-from serve.index.search import CropAnswer, Result, crop_answers, fuse_crops, hash_answer, routes_of
+from serve.index.search import CropAnswer, Result, best_score, crop_answers, fuse_crops, hash_answer, routes_of
 from serve.ranking.gather import Shelf
 from serve.ranking.models import ReleaseModels
 from serve.ranking.reranker import Reranker
 from serve.settings import Settings
 from serve.vision.bundle import CropFeatures
+from serve.vision.bundle_files import read_config
 from serve.vision.device import fits_browsers
 from serve.vision.fusion import fuse_query
+from serve.vision.turns import QUARTERS, best_turn
 
 T = TypeVar("T")
 LOOKED_AT = 10  # products like a new one, of which the first with a look lends it
@@ -55,6 +57,7 @@ class Wanted:
     why: Why
     filters: Filters | None
     crops: Sequence[CropFeatures] = ()  # of a photo; those of no photo have none
+    quarters: int = 0  # turns after which the crops were found
 
     def fused(self, text_D: np.ndarray, weight: float, why: Why) -> "Wanted":
         """Each vector drawn towards a text, searched everywhere: words may ask for another category than the photo shows.
@@ -91,6 +94,7 @@ class Cascade:
         self.searchers = Searchers(groups, self.config.shard_timeout_s, lost)
         self.remembered = Remembered()
         self.probe: RecallProbe | None = None
+        self.turns = read_config(served.bundle_folder).turns if self.config.turns else None
         self.threads = ThreadPoolExecutor(4, thread_name_prefix="products")  # disk reads, never on the event loop
 
     def close(self) -> None:
@@ -132,11 +136,8 @@ class Cascade:
         if text_D is not None:
             laps.lap("text")
         if query.image is not None:
-            crops = await self.towers.photo(query.image, query.boxes)
+            wanted = self.seen(query, await self.towers.photo(query.image, query.boxes))
             laps.lap("analyse")
-            embeddings_QD = np.stack([crop.embedding for crop in crops])
-            routes = routes_of(self.manifest, crops, query.filters)
-            wanted = Wanted(embeddings_QD, routes, why_near("your photo"), query.filters, crops)
         elif query.product_id is not None:
             stored_D = await self.stored(query.product_id)
             laps.lap("product")
@@ -150,11 +151,38 @@ class Cascade:
             return wanted
         return wanted.fused(text_D, self.config.text_weight, why_near("your photo and words"))
 
+    def seen(self, query: Query, crops: list[CropFeatures], quarters: int = 0) -> Wanted:
+        """The vectors of a photo's crops, found after so many quarter turns."""
+        embeddings_QD = np.stack([crop.embedding for crop in crops])
+        routes = routes_of(self.manifest, crops, query.filters)
+        return Wanted(embeddings_QD, routes, why_near("your photo"), query.filters, crops, quarters)
+
+    async def turned(self, query: Query, wanted: Wanted, found: Found, depth: int, fresh: Fresh) -> tuple[Wanted, Found]:
+        """What is seen and found in the photo's best quarter turn; as it came, where no encoder has time for the others."""
+        assert query.image is not None and self.turns is not None
+        try:
+            others = await self.towers.turned(query.image)
+        except Problem:
+            return wanted, found
+        looks = [wanted, *(self.seen(query, crops, quarters) for crops, quarters in zip(others, QUARTERS, strict=True))]
+        searches = [self.find(look.embeddings_QD, depth, look.routes, look.filters, fresh) for look in looks[1:]]
+        finds = [found, *await asyncio.gather(*searches)]
+        best = best_turn([best_score(each.candidates) for each in finds], self.turns.lead)
+        return looks[best], finds[best]
+
+    def may_turn(self, query: Query, found: Found) -> bool:
+        """Whether a photo is worth another look: a whole one, in which nothing near was found."""
+        is_plain = query.image is not None and not query.boxes and query.text is None
+        return self.turns is not None and is_plain and best_score(found.candidates) < self.turns.below
+
     async def near(self, query: Query, wanted: Wanted, laps: Laps) -> SearchAnswer:
         """Search in the likely partitions, fusion of what each vector found, and the order that the shop declares."""
         fresh, depth = self.changes.fresh, self.depth(query)
         found = await self.find(wanted.embeddings_QD, depth, wanted.routes, wanted.filters, fresh)
         laps.lap("search")
+        if self.may_turn(query, found):
+            wanted, found = await self.turned(query, wanted, found, depth, fresh)
+            laps.lap("turn")
         if self.probe is not None:
             self.probe.consider(wanted.embeddings_QD[0], query.k, wanted.filters, found.candidates[0])
         results = await self.ranked(self.reranker, query, fuse_crops(found.candidates, depth), fresh)
@@ -165,7 +193,7 @@ class Cascade:
         laps.lap("rank")
         probs = [crop.category_probs for crop in wanted.crops] or [None] * len(wanted.embeddings_QD)
         partitions = [None if route is None else list(route) for route in wanted.routes]
-        explain = Explanation(hash=None, partitions=partitions, category_probs=probs)
+        explain = Explanation(hash=None, partitions=partitions, category_probs=probs, turned_deg=90 * wanted.quarters)
         return await self.write(query, "vector", results, crops, wanted.why, found, laps, query.explain and explain)
 
     async def find(self, embeddings_QD: np.ndarray, k: int, routes: Routes, filters: Filters | None, fresh: Fresh) -> Found:

@@ -21,6 +21,7 @@ from serve.vision.crop import MIN_DRAWN_PX, BoxError, crops_of_drawn
 from serve.vision.guarded import GuardedDecoder
 from serve.vision.image import ImageError
 from serve.vision.spec import RuntimeConfig
+from serve.vision.turns import QUARTERS, quarter_turned, turned_back
 
 KEPT_TEXTS = 1_000
 BATCHES_AHEAD = 2  # of decoded photos held at once: one in the networks, one that waits
@@ -128,6 +129,17 @@ class QueryEncoder:
             if isinstance(pixels, Refused):
                 return pixels
             return await self.photos.ask((release_id, pixels, boxes), may_wait=may_wait)
+
+    async def analyse_turned(self, release_id: str, photo: bytes) -> list[list[CropFeatures]] | Refused:
+        """Crops of one photo after each other quarter turn, their boxes in the photo as it came."""
+        await self._opened(release_id)
+        async with self.ahead:
+            pixels = await asyncio.get_running_loop().run_in_executor(self.decoding, decoded, self.decoder, photo, ())
+            if isinstance(pixels, Refused):
+                return pixels
+            looks = [self.photos.ask((release_id, quarter_turned(pixels, quarters), ())) for quarters in QUARTERS]
+            found = zip(await asyncio.gather(*looks), QUARTERS, strict=True)
+        return [turned_back(crops, quarters, pixels.shape[1], pixels.shape[0]) for crops, quarters in found]
 
     async def embed_text(self, release_id: str, text: str) -> np.ndarray | Refused:
         """(D,) embedding of one text."""

@@ -172,6 +172,7 @@ class Explanation(BaseModel):
     hash: dict[str, float | int | str] | None = Field(description="distance, colour_distance, variant, image_id of the match")
     partitions: list[list[str] | None] = Field(description="per crop, the partitions searched; null = all")
     category_probs: list[dict[str, float] | None]
+    turned_deg: int = Field(0, description="degrees anticlockwise that the photo was turned by before its items were found")
 
 
 class LookItem(BaseModel):

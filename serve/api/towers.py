@@ -27,10 +27,11 @@ class Refused:
 
 @dataclass(frozen=True)
 class AskEncoder:
-    """The encoder's two towers."""
+    """The encoder's two towers, and the photo's in its other quarter turns."""
 
     photo: Callable[[bytes, tuple[Box, ...], bool], Awaitable[list[CropFeatures] | Refused]]
     text: Callable[[str], Awaitable[np.ndarray | Refused]]
+    turned: Callable[[bytes], Awaitable[list[list[CropFeatures]] | Refused]]
 
 
 class Towers:
@@ -51,6 +52,13 @@ class Towers:
             field = features.field if len(boxes) == 1 else "boxes"
             raise Problem(422, f"{features.field}_{features.code}", features.detail, field)
         return features
+
+    async def turned(self, photo: bytes) -> list[list[CropFeatures]]:
+        """Crops of a photo that was taken already, after each other quarter turn. Raises Problem 503 when no encoder answered."""
+        found: list[list[CropFeatures]] | Refused = await self.asked(partial(self.ask.turned, photo))
+        if isinstance(found, Refused):
+            raise image_problem(found.code, found.detail)
+        return found
 
     async def text(self, text: str) -> np.ndarray:
         """(D,) embedding of a text. Raises Problem 422 where the release takes none."""

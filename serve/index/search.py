@@ -12,6 +12,7 @@ import numpy as np
 from serve.index.manifest import Manifest, ReleaseError
 from serve.index.release import Box, Candidate, Filters, HashMatch, Release
 from serve.vision.crop import Crop
+from serve.vision.turns import best_turn
 
 if TYPE_CHECKING:
     from serve.vision.bundle import Bundle, CropFeatures
@@ -135,6 +136,11 @@ def search_crops(
     return found
 
 
+def best_score(found: Sequence[Sequence[Candidate]]) -> float:
+    """Cosine of the best candidate of all crops; -1 where there is none."""
+    return max((candidates[0].score for candidates in found if candidates), default=-1.0)
+
+
 def fuse_crops(found: Sequence[Sequence[Candidate]], k: int) -> tuple[Result, ...]:
     """Best k distinct products over all query crops; a product's score is its best over the crops."""
     best: dict[str, Result] = {}
@@ -207,7 +213,14 @@ def search_photo(
         known = replace(filters, without=filters.without | set(match.product_ids))
         similar = release.search(match.embedding[None], k, filters=known)[0]
         return Answer(hash_answer(match, similar, k), (), "hash", manifest.release_id)
-    features = bundle.analyse([decoder.decode(data)])[0]
-    routes = routes_of(manifest, features, filters)
-    found = search_crops(release, np.stack([feature.embedding for feature in features]), k, routes, filters)
+
+    def look(features: list["CropFeatures"]) -> tuple[list["CropFeatures"], list[list[Candidate]]]:
+        embeddings_QD = np.stack([feature.embedding for feature in features])
+        return features, search_crops(release, embeddings_QD, k, routes_of(manifest, features, filters), filters)
+
+    pixels, turns = decoder.decode(data), bundle.config.turns
+    features, found = look(bundle.analyse([pixels])[0])
+    if turns is not None and best_score(found) < turns.below:
+        looks = [(features, found), *(look(turned) for turned in bundle.analyse_turned(pixels))]
+        features, found = looks[best_turn([best_score(candidates) for _, candidates in looks], turns.lead)]
     return Answer(fuse_crops(found, k), crop_answers(features, found, k), "vector", manifest.release_id)

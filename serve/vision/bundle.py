@@ -24,6 +24,7 @@ from serve.vision.encoder import build_encoder
 from serve.vision.runtime import DeviceError
 from serve.vision.spec import BundleConfig, BundleError, RuntimeConfig
 from serve.vision.text import TextError, build_text_encoder
+from serve.vision.turns import QUARTERS, quarter_turned, turned_back
 
 __all__ = ["Bundle", "BundleError", "CropFeatures", "TextError", "assemble_bundle", "bundle_digest"]
 
@@ -108,6 +109,12 @@ class Bundle:
             for row, (_, crop) in enumerate(parts)
         )
         return [[next(features) for _ in of_image] for of_image in crops]
+
+    def analyse_turned(self, image: np.ndarray) -> list[list[CropFeatures]]:
+        """The crops that are found after each of turns.QUARTERS, their boxes in the (H, W, 3) image as it is."""
+        height, width = image.shape[:2]
+        found = self.analyse([quarter_turned(image, quarters) for quarters in QUARTERS])
+        return [turned_back(crops, quarters, width, height) for crops, quarters in zip(found, QUARTERS, strict=True)]
 
     def _features(self, crop: Crop, embedding: np.ndarray, probabilities_C: np.ndarray | None) -> CropFeatures:
         if probabilities_C is None:

@@ -191,6 +191,13 @@ class CategoryConfig(Spec):
     floor: float = Field(0.01, ge=0, lt=1, description="share that is spread over all categories alike")
 
 
+class TurnsConfig(Spec):
+    """When a photo is looked at in its other quarter turns as well, and when one of them is believed."""
+
+    below: float = Field(ge=-1, le=1, description="cosine: a photo whose best candidate is worse is turned")
+    lead: float = Field(0.02, ge=0, description="cosine by which the best candidate of a turned photo must be better")
+
+
 class BundleConfig(Spec):
     """Which bundle: a folder that holds one, or its parts named here."""
 
@@ -201,6 +208,7 @@ class BundleConfig(Spec):
     encoder: EncoderConfig | None = None
     text: TextConfig | None = None
     categories: CategoryConfig | None = Field(None, description="none = the encoder's head alone, where it has one")
+    turns: TurnsConfig | None = Field(None, description="none = photos are taken as they come")
 
 
 class RuntimeConfig(Spec):

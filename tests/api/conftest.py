@@ -49,7 +49,11 @@ def encode(served: ServedRelease, tiny: TinyRelease) -> AskEncoder:
     async def text(words: str) -> Any:
         return await asyncio.to_thread(encoder.embed_text, words)
 
-    return AskEncoder(photo, text)
+    async def turned(data: bytes) -> Any:
+        pixels = decoded(decoder, data, ())
+        return pixels if isinstance(pixels, Refused) else await asyncio.to_thread(encoder.bundle.analyse_turned, pixels)
+
+    return AskEncoder(photo, text, turned)
 
 
 def searchers(served: ServedRelease, settings: Settings) -> list[Callable[..., Awaitable[Any]]]:

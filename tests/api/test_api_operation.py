@@ -364,7 +364,7 @@ def test_a_query_that_takes_too_long_is_cut(served: ServedRelease, tiny: TinyRel
         await asyncio.sleep(60)
 
     serve = tiny.settings.serve.model_copy(update={"request_timeout_s": 1.0})
-    cascade = Cascade(served, tiny.settings.model_copy(update={"serve": serve}), AskEncoder(hangs, hangs), groups)
+    cascade = Cascade(served, tiny.settings.model_copy(update={"serve": serve}), AskEncoder(hangs, hangs, hangs), groups)
     try:
         with pytest.raises(Problem) as problem:
             asyncio.run(cascade.search(Query(5, encoded(picture(803)))))
