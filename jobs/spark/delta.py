@@ -17,7 +17,8 @@ PROPERTIES = {
     "delta.deletedFileRetentionDuration": "interval 30 days",
 }
 CHANGE = "_change"
-LARGE_ROWS = 1_000_000
+LARGE_ROWS = 200_000
+BROADCAST_ROWS = 100_000  # as many changed rows are sent to every task rather than the table shuffled
 
 PartOf = Callable[[DataFrame], DataFrame]  # the rows of a table that belong to a part of the catalog
 
@@ -61,17 +62,19 @@ def write(spark: SparkSession, spec: TableSpec, rows: DataFrame, part: PartOf | 
     steps = ({"insert"}, {"update", "delete"}) if current.count() >= LARGE_ROWS else ({"insert", "update", "delete"},)
     for step in steps:
         if kinds := num_changes.keys() & step:
-            _merge(spark, spec, changed.where(F.col(CHANGE).isin(*kinds)), rows, kinds)
+            _merge(spark, spec, changed.where(F.col(CHANGE).isin(*kinds)), rows, kinds, sum(num_changes[kind] for kind in kinds))
             failpoint("delta:after_merge")
     changed.unpersist()
     return sum(num_changes.values())
 
 
-def _merge(spark: SparkSession, spec: TableSpec, changed: DataFrame, rows: DataFrame, kinds: Set[str]) -> None:
-    """One commit of `changed` keys, of these `kinds`; their values are in `rows`."""
+def _merge(spark: SparkSession, spec: TableSpec, changed: DataFrame, rows: DataFrame, kinds: Set[str], num_rows: int) -> None:
+    """One commit of `changed` keys, so many and of these `kinds`; their values are in `rows`."""
     columns = {name: f"s.{name}" for name in rows.columns}
     same_key = " AND ".join(f"t.{key} = s.{key}" for key in spec.keys)
     values = changed.join(rows, on=list(spec.keys), how="left")
+    if num_rows <= BROADCAST_ROWS:
+        values = F.broadcast(values)
     merge = DeltaTable.forPath(spark, spec.path).alias("t").merge(values.alias("s"), same_key)
     if kinds != {"insert"}:  # Delta merges inserts alone without looking for rows to rewrite
         merge = merge.whenMatchedDelete(condition=f"s.{CHANGE} = 'delete'").whenMatchedUpdate(set=columns)
