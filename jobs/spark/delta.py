@@ -7,8 +7,6 @@ from delta.tables import DeltaTable
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
-from jobs.failpoint import failpoint
-
 # Ray reads these tables, hence no deletion vectors (and no column mapping, which is off by default). Old files outlive the
 # releases that name an old version: VACUUM keeps a month.
 PROPERTIES = {
@@ -17,7 +15,7 @@ PROPERTIES = {
     "delta.deletedFileRetentionDuration": "interval 30 days",
 }
 CHANGE = "_change"
-LARGE_ROWS = 200_000
+LARGE_ROWS = 200_000  # from so many on a table takes new rows by a commit of their own
 BROADCAST_ROWS = 100_000  # as many changed rows are sent to every task rather than the table shuffled
 
 PartOf = Callable[[DataFrame], DataFrame]  # the rows of a table that belong to a part of the catalog
@@ -63,7 +61,6 @@ def write(spark: SparkSession, spec: TableSpec, rows: DataFrame, part: PartOf | 
     for step in steps:
         if kinds := num_changes.keys() & step:
             _merge(spark, spec, changed.where(F.col(CHANGE).isin(*kinds)), rows, kinds, sum(num_changes[kind] for kind in kinds))
-            failpoint("delta:after_merge")
     changed.unpersist()
     return sum(num_changes.values())
 

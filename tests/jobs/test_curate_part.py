@@ -12,8 +12,9 @@ from pyspark.sql import SparkSession
 
 from jobs.config import Config, JobError
 from jobs.curate_catalog import run
+from jobs.spark import delta
 from serve.index.inserts import INSERTS
-from tests.jobs.test_curate_catalog import change, config_of, product, table, versions, write_feed
+from tests.jobs.test_curate_catalog import by_id, change, config_of, product, table, versions, write_feed
 
 AT = 1_790_000_000_000_000  # microseconds, in 2026
 
@@ -60,8 +61,23 @@ def configs(tmp_path: Path, feed: Path) -> tuple[Config, Config]:
     return part, whole
 
 
+def die_after_a_merge(config: Config) -> None:
+    """A run that ends between the two commits of its first table."""
+    merge, done = delta._merge, []
+
+    def once(*args: Any) -> None:
+        if done:
+            raise KeyboardInterrupt
+        done.append(args)
+        merge(*args)
+
+    with pytest.MonkeyPatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(delta, "_merge", once)
+        run(config)
+
+
 @pytest.mark.slow
-def test_the_tables_are_those_of_a_whole_run(spark: SparkSession, tmp_path: Path) -> None:
+def test_the_tables_are_those_of_a_whole_run(spark: SparkSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     draw = random.Random(1)
     feed = tmp_path / "feed" / "feed.jsonl"
     part, whole = configs(tmp_path, feed)
@@ -75,8 +91,10 @@ def test_the_tables_are_those_of_a_whole_run(spark: SparkSession, tmp_path: Path
                 changes = [change("put", "new", AT, price=3.0, currency="EUR"), change("delete", "single-1", AT, None)]
                 changes += [change("change", "single-2", AT, price=7.0, currency="EUR"), change("put", "both", AT)]
                 write_deltalake(path, pa.Table.from_pylist(changes, schema=INSERTS), mode="append")
-        results = [run(config) for config in (part, whole)]
-        assert results[0] == results[1]
+        with monkeypatch.context() as patched:
+            patched.setattr(delta, "LARGE_ROWS", 0)  # new rows by one commit, the others by the next
+            result = run(part)
+        assert result == run(whole)
         assert held(tmp_path / "part") == held(tmp_path / "whole")
         rows = another_day(rows, draw)
 
@@ -115,3 +133,18 @@ def test_a_feed_that_lost_too_much_is_refused_in_part_too(spark: SparkSession, t
     with pytest.raises(JobError, match=r"10 of 20 rows are bad \(bad_price 10\)"):
         run(config)
     assert versions(tmp_path) == before
+
+
+def test_a_run_that_died_between_two_commits_is_made_good(
+    spark: SparkSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows: list[dict[str, Any] | str] = [product(f"p{n}") for n in range(6)]
+    config = config_of(tmp_path, uri=write_feed(tmp_path, rows), part_from_rows=0)
+    run(config)
+    write_feed(tmp_path, [product("p0", price=6), *rows[2:], product("new")])
+    monkeypatch.setattr(delta, "LARGE_ROWS", 0)
+    die_after_a_merge(config)
+    assert len(table(tmp_path, "listings")) == 8, "the new rows are in, the old ones not out"
+    assert run(config).listings == 6
+    found = by_id(tmp_path)
+    assert sorted(found) == ["new", "p0", "p2", "p3", "p4", "p5"] and found["p0"]["price"] == 6.0
