@@ -99,6 +99,7 @@ def test_the_tables_are_those_of_a_whole_run(spark: SparkSession, tmp_path: Path
         rows = another_day(rows, draw)
 
 
+@pytest.mark.slow
 def test_only_what_changed_is_judged_again(spark: SparkSession, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     rows: list[dict[str, Any] | str] = [product(f"p{n}", brand="b") for n in range(20)]
     config = config_of(tmp_path, uri=write_feed(tmp_path, rows), part_from_rows=0, columns={"brand": "brand"})
@@ -135,6 +136,7 @@ def test_a_feed_that_lost_too_much_is_refused_in_part_too(spark: SparkSession, t
     assert versions(tmp_path) == before
 
 
+@pytest.mark.slow
 def test_a_run_that_died_between_two_commits_is_made_good(
     spark: SparkSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
