@@ -1,4 +1,5 @@
 """What one query goes through, in order: hash stage, analysis, search, fusion. Every query path of the server is in this file.
+Between search and fusion a photo in which nothing near was found may be looked at in its other quarter turns.
 
 `serve.index.search.search_photo` is the same cascade in one process, without waiting; both are made of the pure functions of
 `serve.index`, so they answer alike. Here the two slow parts are asked over the network: the encoder, and the shard groups.
