@@ -67,7 +67,7 @@ def group(config: Config, digest: str) -> DuplicatesResult:
     features = delta.read(spark, paths.path("features"))
     images = near_duplicates.hashed(features, digest, config.duplicates.min_quality).persist()
     num_images = images.count()
-    pairs = near_duplicates.near_pairs(images.select("words").distinct(), config.duplicates.max_distance).persist()
+    pairs = near_duplicates.near_pairs(images.select("words").distinct(), num_images, config.duplicates.max_distance).persist()
     log.info("step=pairs images=%d pairs=%d seconds=%.1f", num_images, pairs.count(), time.perf_counter() - start)
     found = near_duplicates.groups(images, pairs, near_duplicates.components(pairs)).persist()
     spec = delta.TableSpec(

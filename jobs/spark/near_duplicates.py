@@ -1,29 +1,24 @@
-"""All pairs of 256-bit hashes within a Hamming radius of at most 31, and the groups they form. Exact, without all pairs.
+"""Near pairs of 256-bit hashes within a Hamming radius of at most 31, and the groups they form. Exact, without all pairs.
 
-A hash is 16 bands of 16 bits. Two hashes within 31 bits differ by at most 31 // 16 = 1 bit in some band (pigeonhole), so
-one hash's bands, as they are, meet the other's bands with up to one bit flipped (17 probes) in a plain equality join.
-The distance is tested inside the join: no candidate is stored or shuffled, only pairs that are near.
+Every hash goes to a task for each of its bands; which pairs are found there, and why none is missed: jobs/spark/near_hashes.py.
+Where a task would have too many hashes, each band is cut by its first bits: a hash goes to the part of its own bits, and to those
+that they become by the flips allowed in the band and that are smaller. A pair is found in the part of the smaller of its two.
 
-Skew, such as bands that are all zero in very many pictures, stays exact and away from n * n:
-  - equal hashes are one row from the start, however many pictures share them;
-  - a band value that more than `heavy` hashes share is cut finer. The other 15 bands hold at most 31 bits of difference,
-    so one of them differs by at most 31 // 15 = 2 bits: there the join is on both bands, with 137 probes for the second,
-    which leaves about 15 * 137 / 65536 = 3 % of the comparisons.
+Equal hashes are one row from the start, however many pictures share them.
 """
 
-from itertools import combinations
+from collections.abc import Iterator
+from dataclasses import dataclass
 
-from pyspark.sql import DataFrame
+import numpy as np
+import pyarrow as pa
+from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
-NUM_BANDS, BAND_BITS = 16, 16
+from jobs.spark.near_hashes import Band, bands_for, flips_of, links
 
-# Above this, 2055 finer probes a hash cost less than 17 n / 2 comparisons a hash (a probe taken as 40 comparisons).
-HEAVY = 10_000
-
-# SQL: band i of `words`, an integer from 0 to 65535 (band 0 = the first two bytes); bits by which two hashes differ.
-BAND = f"cast(shiftrightunsigned(words[int(i / 4)], {BAND_BITS} * (3 - i % 4)) & {2**BAND_BITS - 1} as int)"
-DISTANCE = " + ".join(f"bit_count(a.words[{i}] ^ b.words[{i}])" for i in range(4))
+ROWS_A_TASK = 16_000_000  # 32 bytes each, and about three times as much beside them
+PAIRS = "a ARRAY<BIGINT>, b ARRAY<BIGINT>, distance INT"
 
 
 def hashed(features: DataFrame, bundle_digest: str, min_quality: float) -> DataFrame:
@@ -33,21 +28,62 @@ def hashed(features: DataFrame, bundle_digest: str, min_quality: float) -> DataF
     return features.where(telling & F.col("hash").isNotNull()).select("image_id", F.array(*words).alias("words"))
 
 
-def near_pairs(words: DataFrame, max_distance: int, heavy: int = HEAVY) -> DataFrame:
-    """All pairs of different hashes within `max_distance` (at most 31), each once, a < b: a, b, distance.
+def near_pairs(words: DataFrame, num_hashes: int, radius: int, rows_a_task: int = ROWS_A_TASK) -> DataFrame:
+    """Pairs of different hashes within `radius` bits, each once, a < b: a, b, distance. For every hash that has a neighbour a
+    nearest one, and as many more as it takes to join what hangs together; not all, of which there may be very many.
 
-    `words` holds each hash once. `heavy`: hashes that may share one band value before it is cut finer.
+    `words` holds each hash once, about `num_hashes` of them.
     """
-    assert max_distance < 2 * NUM_BANDS, max_distance
-    bands = words.selectExpr("words", f"posexplode(transform(sequence(0, {NUM_BANDS - 1}), i -> {BAND})) as (band, value)")
-    crowded = bands.groupBy("band", "value").agg(F.count("*").alias("size")).where(F.col("size") > heavy).drop("size")
-    probes = bands.selectExpr("words", "band", f"explode({_flipped('value', max_distance // NUM_BANDS)}) as value")
-    left = _cut_finer(bands, crowded, max_flips=0).alias("a")
-    right = _cut_finer(probes, crowded, max_flips=max_distance // (NUM_BANDS - 1)).alias("b")
-    same_key = [F.col(f"a.{key}") == F.col(f"b.{key}") for key in ("band", "value", "second")]
-    near = (F.col("a.words") < F.col("b.words")) & (F.expr(DISTANCE) <= max_distance)
-    pairs = left.join(right, on=[*same_key, near], how="inner")
-    return pairs.select(F.col("a.words").alias("a"), F.col("b.words").alias("b"), F.expr(DISTANCE).alias("distance")).distinct()
+    parts = Parts.for_hashes(num_hashes, radius, rows_a_task)
+    dealt = words.select("words", F.explode(parts.of_hash()).alias("part")).repartitionById(parts.count, F.col("part"))
+    found = dealt.mapInArrow(parts.near_pairs, PAIRS)
+    return found.select(F.least("a", "b").alias("a"), F.greatest("a", "b").alias("b"), "distance").distinct()
+
+
+@dataclass(frozen=True)
+class Parts:
+    """How hashes are dealt to tasks: one for each band and each choice of its first `prefix_bits` bits."""
+
+    bands: list[Band]
+    prefix_bits: int
+    radius: int
+
+    @classmethod
+    def for_hashes(cls, num_hashes: int, radius: int, rows_a_task: int) -> "Parts":
+        """The bands that cost least, cut so that at most about `rows_a_task` hashes are a task's own."""
+        bands = bands_for(num_hashes, radius)
+        wanted = ((num_hashes - 1) // rows_a_task).bit_length()
+        return cls(bands, min(wanted, *(len(band.bits) for band in bands)), radius)
+
+    @property
+    def count(self) -> int:
+        """Tasks."""
+        return len(self.bands) << self.prefix_bits
+
+    def of_hash(self) -> Column:
+        """The tasks that a hash goes to, an array made from its `words`."""
+        reached = []
+        for place, band in enumerate(self.bands):
+            bits = [f"(shiftrightunsigned(words[{bit // 64}], {63 - bit % 64}) & 1)" for bit in band.bits[: self.prefix_bits]]
+            prefix = " + ".join(f"{bit} * {1 << (self.prefix_bits - 1 - i)}" for i, bit in enumerate(bits)) or "0"
+            flips = ", ".join(map(str, flips_of(self.prefix_bits, band.flips)))
+            own = f"cast({prefix} as int)"
+            smaller = f"filter(transform(array({flips}), flip -> cast(flip as int) ^ {own}), part -> part <= {own})"
+            reached.append(f"transform({smaller}, part -> part + {place << self.prefix_bits})")
+        return F.expr(f"flatten(array({', '.join(reached)}))")
+
+    def near_pairs(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        """The pairs (`PAIRS`) that one task finds among all its hashes (words, part)."""
+        if not (given := list(batches)):
+            return
+        hashes = pa.Table.from_batches(given)
+        part = hashes["part"][0].as_py()
+        words_N4 = hashes["words"].combine_chunks().flatten().to_numpy().reshape(-1, 4)
+        band, prefix = self.bands[part >> self.prefix_bits], part & ((1 << self.prefix_bits) - 1)
+        lefts, rights, distances = links(words_N4.view(np.uint64), band, self.radius, prefix, self.prefix_bits)
+        yield pa.RecordBatch.from_pydict(
+            {"a": _lists(words_N4[lefts]), "b": _lists(words_N4[rights]), "distance": pa.array(distances, pa.int32())}
+        )
 
 
 def components(pairs: DataFrame) -> DataFrame:
@@ -89,16 +125,5 @@ def groups(images: DataFrame, pairs: DataFrame, labels: DataFrame) -> DataFrame:
     return members.select(F.explode("ids").alias("image_id"), "group_id", "group_size", distance.alias("nearest_distance"))
 
 
-def _flipped(value: str, max_flips: int) -> str:
-    """SQL: the array of every band value within `max_flips` bits of the one that `value` stands for."""
-    masks = [sum(1 << bit for bit in bits) for flips in range(max_flips + 1) for bits in combinations(range(BAND_BITS), flips)]
-    return f"transform(array({', '.join(map(str, masks))}), mask -> {value} ^ mask)"
-
-
-def _cut_finer(rows: DataFrame, crowded: DataFrame, max_flips: int) -> DataFrame:
-    """Rows (words, band, value) with a second key: -1, or where (band, value) is crowded, one for each probe of another band."""
-    probes = _flipped(f"({BAND} + i * {2**BAND_BITS})", max_flips)
-    finer = F.expr(f"flatten(transform(filter(sequence(0, {NUM_BANDS - 1}), i -> i != band), i -> {probes}))")
-    marked = rows.join(F.broadcast(crowded.withColumn("is_crowded", F.lit(True))), on=["band", "value"], how="left")
-    keys = F.when(F.col("is_crowded"), finer).otherwise(F.array(F.lit(-1)))
-    return marked.select("words", "band", "value", F.explode(keys).alias("second"))
+def _lists(words_N4: np.ndarray) -> pa.Array:
+    return pa.FixedSizeListArray.from_arrays(words_N4.reshape(-1), 4).cast(pa.list_(pa.int64()))

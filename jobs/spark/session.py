@@ -4,6 +4,8 @@ The JVM is started here rather than by the session builder, so that its own outp
 native-library warnings, log4j's first lines) goes to `spark.log_file` and not over the job's lines.
 """
 
+import os
+import sys
 import tempfile
 from pathlib import Path
 from subprocess import STDOUT
@@ -39,6 +41,8 @@ START_HINTS = {
 def spark_session(config: SparkConfig, app: str) -> SparkSession:
     """The running session, or a new one with Delta. Raises JobError when Java or Delta's jars are missing."""
     if SparkContext._active_spark_context is None:
+        # Without it executors take whatever python3 they find. `spark.pyspark.python` goes before it.
+        os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
         conf = SparkConf()
         for key, value in session_settings(config, app).items():
             conf.set(key, value)
