@@ -41,8 +41,9 @@ START_HINTS = {
 def spark_session(config: SparkConfig, app: str) -> SparkSession:
     """The running session, or a new one with Delta. Raises JobError when Java or Delta's jars are missing."""
     if SparkContext._active_spark_context is None:
-        # Without it executors take whatever python3 they find. `spark.pyspark.python` goes before it.
-        os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
+        # What executors run group_duplicates with; PySpark by itself takes whatever python3 they find, and reads no setting.
+        python = os.environ.get("PYSPARK_PYTHON", sys.executable)
+        os.environ["PYSPARK_PYTHON"] = config.settings.get("spark.pyspark.python", python)
         conf = SparkConf()
         for key, value in session_settings(config, app).items():
             conf.set(key, value)
