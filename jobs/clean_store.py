@@ -2,7 +2,7 @@
 
 Reads   releases and their manifests, the registry, the tables' logs
 Writes  nothing; removes releases beyond `publish.keep` and `publish.pinned`, data files of versions that neither a kept release
-        nor work in progress names, unused templates and models, leftovers of killed runs
+        nor work in progress names and log entries from before all of those, unused templates and models, leftovers of killed runs
 Engine  files, Delta's log
 
     python -m jobs.clean_store --conf conf/local.yaml [--set clean.min_age_hours=24]
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from jobs.config import Config, run_job
 from jobs.release_registry import Registry
-from jobs.retention import pinned_versions, remove_old_releases, unused_files, vacuum
+from jobs.retention import pinned_versions, remove_old_releases, trim_log, unused_files, vacuum
 from jobs.run_records import only_run_of_store
 from jobs.runs import Run, configure_logging, pairs
 from jobs.tables import TABLE_NAMES, Tables
@@ -30,6 +30,7 @@ class CleanResult:
 
     releases: int
     table_files: int
+    log_files: int
     other_files: int
 
 
@@ -40,13 +41,14 @@ def run(config: Config) -> CleanResult:
         pinned, tables = pinned_versions(config), Tables(config.store.tables)
         hours = config.clean.min_age_hours
         files = sum(vacuum(tables, name, pinned[name], hours) for name in TABLE_NAMES)
+        entries = sum(trim_log(tables, name, pinned[name], hours) for name in TABLE_NAMES)
         unused = unused_files(config, hours)
         for path in unused:
             if path.is_dir():
                 shutil.rmtree(path)
             else:
                 path.unlink()
-    result = CleanResult(releases, files, len(unused))
+    result = CleanResult(releases, files, entries, len(unused))
     log.info("clean_store %s", pairs(vars(result)))
     return result
 

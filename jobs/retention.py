@@ -10,6 +10,7 @@ import shutil
 import time
 from collections import defaultdict
 from collections.abc import Iterable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import fsspec
@@ -23,6 +24,8 @@ from serve.index.manifest import read_manifest
 from serve.registry import CHAMPION, PREVIOUS, registered
 
 log = logging.getLogger(__name__)
+
+CHECKPOINT = ".checkpoint.parquet"  # after the version, of 20 digits
 
 
 def remove_old_releases(config: Config, registry: Registry) -> int:
@@ -78,6 +81,24 @@ def vacuum(tables: Tables, name: str, keep: Iterable[int], min_age_hours: float)
             removed += 1
     log.info("table=%s versions kept=%s files removed=%d", name, held, removed)
     return removed
+
+
+def trim_log(tables: Tables, name: str, keep: Iterable[int], min_age_hours: float) -> int:
+    """Deletes the entries of the table's log from before the newest checkpoint that every kept version can be read from, once
+    they are so old; how many. Delta is told to leave them (LOG_IS_KEPT), since it knows nothing of releases.
+    """
+    if (newest := table_version(tables, name)) is None:
+        return 0
+    filesystem, log_folder = fsspec.core.url_to_fs(f"{tables.path(name)}/_delta_log")
+    entries = {path.rsplit("/", 1)[-1]: path for path in filesystem.ls(log_folder, detail=False)}
+    versions = {file: int(file[:20]) for file in entries if file[:20].isdigit()}
+    oldest, old = min([*keep, newest]), datetime.now(UTC) - timedelta(hours=min_age_hours)
+    checkpoints = [version for file, version in versions.items() if file[20:] == CHECKPOINT and version <= oldest]
+    unneeded = [entries[file] for file, version in sorted(versions.items()) if version < max(checkpoints, default=0)]
+    removed = [path for path in unneeded if filesystem.modified(path).astimezone(UTC) < old]
+    for path in removed:
+        filesystem.rm_file(path)
+    return len(removed)
 
 
 def unused_files(config: Config, min_age_hours: float) -> list[Path]:

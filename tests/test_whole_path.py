@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 import requests
+from deltalake import DeltaTable
 
 from jobs import nightly
 from jobs.tables import TABLE_NAMES, Tables, read_table, table_version
-from serve.index.manifest import read_manifest
+from serve.index.manifest import LOG_IS_KEPT, read_manifest
 from serve.registry import champion
 from tests.api.tiny_release import encoded, picture
 from tests.parts import BuiltStore, endpoint, run_module, write_conf
@@ -43,6 +44,13 @@ def test_same_feed_again_changes_nothing(built_store: BuiltStore) -> None:
     nightly.run(built_store.config)
     assert {name: table_version(tables, name) for name in CATALOG} == versions
     assert champion(built_store.config.registry, built_store.config.store) == released
+
+
+def test_delta_leaves_the_log_of_what_a_release_names(built_store: BuiltStore) -> None:
+    tables, released = Tables(built_store.config.store.tables), champion(built_store.config.registry, built_store.config.store)
+    for name in read_manifest(released).tables:
+        kept = DeltaTable(tables.path(name)).metadata().configuration
+        assert LOG_IS_KEPT.items() <= kept.items(), name
 
 
 def test_every_photo_finds_its_product(built_store: BuiltStore, served: str) -> None:

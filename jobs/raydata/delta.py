@@ -13,6 +13,7 @@ from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
 
 from jobs.config import JobError
 from jobs.tables import Tables, table_version
+from serve.index.manifest import LOG_IS_KEPT
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +31,7 @@ def pinned_version(tables: Tables, name: str, written_by: str) -> int:
 
 def ensure_table(tables: Tables, name: str, schema: pa.Schema) -> None:
     """Creates an empty table `name` where there is none."""
-    DeltaTable.create(tables.path(name), schema, mode="ignore")
+    DeltaTable.create(tables.path(name), schema, mode="ignore", configuration=LOG_IS_KEPT)
 
 
 def committed(tables: Tables, name: str, app_id: str) -> int:

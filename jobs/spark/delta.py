@@ -7,12 +7,15 @@ from delta.tables import DeltaTable
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
+from serve.index.manifest import LOG_IS_KEPT
+
 # Ray reads these tables, hence no deletion vectors (and no column mapping, which is off by default). Old files outlive the
 # releases that name an old version: VACUUM keeps a month.
 PROPERTIES = {
     "delta.enableChangeDataFeed": "true",
     "delta.enableDeletionVectors": "false",
     "delta.deletedFileRetentionDuration": "interval 30 days",
+    **LOG_IS_KEPT,
 }
 CHANGE = "_change"
 LARGE_ROWS = 200_000  # from so many on a table takes new rows by a commit of their own

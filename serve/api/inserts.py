@@ -10,7 +10,7 @@ from deltalake import DeltaTable
 
 from serve.api.durable import append_durably
 from serve.index.inserts import INSERTS, INSERTS_TABLE, Row
-from serve.index.manifest import Manifest
+from serve.index.manifest import LOG_IS_KEPT, Manifest
 from serve.settings import StoreConfig
 
 
@@ -53,7 +53,7 @@ class Inserts:
         """One commit; back when it is on the disk, whoever is killed then."""
         with self.lock:
             if self.table is None:
-                DeltaTable.create(self.path, INSERTS, mode="ignore")
+                DeltaTable.create(self.path, INSERTS, mode="ignore", configuration=LOG_IS_KEPT)
             append_durably(self._newest(), self.path, pa.Table.from_pylist(rows, schema=INSERTS))
 
 

@@ -19,6 +19,8 @@ from serve.index.spec import VectorKind
 
 MANIFEST_NAME = "manifest.json"
 FORMAT_VERSION = 3
+# Of tables whose versions a manifest names. Delta would drop their log entries after 30 days, pinned or not; clean_store does it.
+LOG_IS_KEPT = {"delta.logRetentionDuration": "interval 36500 days"}
 
 
 class ReleaseError(ValueError):

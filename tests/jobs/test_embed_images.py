@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import ray
-from deltalake import write_deltalake
+from deltalake import DeltaTable, write_deltalake
 from PIL import Image
 
 from jobs import embed_images
@@ -265,9 +265,9 @@ def test_photos_that_changed_behind_their_uri(tmp_path: Path, weights: Path, ray
     server.server_close()
 
 
-def start(conf: Path, **environment: str) -> "subprocess.Popen[str]":
+def start(conf: Path, *overrides: str, **environment: str) -> "subprocess.Popen[str]":
     """The job in a process group of its own, as a scheduler starts it."""
-    command = [sys.executable, "-m", "jobs.embed_images", "--conf", str(conf)]
+    command = [sys.executable, "-m", "jobs.embed_images", "--conf", str(conf), *(f"--set={each}" for each in overrides)]
     return subprocess.Popen(
         command, cwd=ROOT, env=os.environ | environment, start_new_session=True, stderr=subprocess.PIPE, text=True
     )
@@ -318,6 +318,31 @@ def test_killed_twice_equals_uninterrupted(tmp_path: Path, weights: Path, ray_lo
     assert (uninterrupted.embedded, uninterrupted.duplicates) == (60, 60)
     assert vectors(config) == vectors(interrupted)
     assert outcomes(config) == outcomes(interrupted)
+
+
+@pytest.mark.drill
+def test_killed_between_what_changed_and_what_did_not(tmp_path: Path, weights: Path, ray_local: None) -> None:
+    """Photos asked for again: the run dies when `fetches` says which changed and `checks` not yet which did not."""
+    photos, conf, again = tmp_path / "photos", settings(tmp_path, weights), "feed.refetch_days=1e-9"
+    photos.mkdir()
+    for number in range(6):
+        (photos / f"{number}.jpg").write_bytes(photo(number))
+    uris = [(photos / f"{number}.jpg").as_uri() for number in range(6)]
+    config = Config.load(conf)
+    write_images(config, uris)
+    embed_images.run(config)
+    (photos / "0.jpg").write_bytes(photo(100))
+    process = start(conf, again, VS_FAILPOINT="embed:after_fetches", RAY_ADDRESS=ray.get_runtime_context().gcs_address)
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == EXIT_CODE, errors
+    checks = Tables(config.store.tables).path("checks")
+    assert not DeltaTable.is_deltatable(checks) or not rows_of(config, "checks")
+    before = versions(config)
+
+    result = embed_images.run(Config.load(conf, [again]))
+    assert (result.images_in, result.embedded, result.unchanged) == (6, 1, 5) and versions(config) == before
+    assert sorted(row["image_uri"] for row in rows_of(config, "checks")) == uris[1:]
+    assert (hashlib.sha256(photo(100)).hexdigest(), 0) in vectors(config)
 
 
 def test_wrong_input_is_one_line(tmp_path: Path, weights: Path) -> None:
