@@ -28,6 +28,10 @@ def configure_logging() -> None:
         logging.getLogger(name).setLevel(logging.INFO)
 
 
+# Process: clock ticks of its own, and of its ended children that it waited for.
+CpuTimes = dict[int, tuple[int, int]]
+
+
 @dataclass
 class Stage:
     """One step of a run."""
@@ -56,12 +60,12 @@ class Run:
         stage = Stage(name)
         self.stages.append(stage)
         log.info("run=%s stage=%s started", self.name, name)
-        start, cpu_before = time.perf_counter(), cpu_seconds()
+        start, cpu_before = time.perf_counter(), cpu_times()
         try:
             yield stage
         finally:
             stage.seconds = round(time.perf_counter() - start, 1)
-            stage.cpu_s = round(max(cpu_seconds() - cpu_before, 0.0), 1)
+            stage.cpu_s = round(cpu_seconds_since(cpu_before), 1)
         log.info("run=%s stage=%s seconds=%.1f cpu_s=%.1f %s", self.name, name, stage.seconds, stage.cpu_s, pairs(stage.counts))
 
     def end(self, outcome: str, exit_code: int = 0, message: str = "") -> None:
@@ -92,24 +96,36 @@ def new_run_id() -> str:
     return f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"
 
 
-def cpu_seconds() -> float:
-    """CPU seconds so far of this process and of all below it on this machine: Spark's JVM, a Ray started for this run."""
+def cpu_times() -> CpuTimes:
+    """CPU of this process and of all below it on this machine: Spark's JVM, a Ray started for this run."""
     below: defaultdict[int, list[int]] = defaultdict(list)
-    ticks: dict[int, int] = {}
+    times: CpuTimes = {}
     for path in Path("/proc").glob("[0-9]*/stat"):
         try:
             fields = path.read_text().rpartition(")")[2].split()  # from field 3 of proc(5) on
         except (FileNotFoundError, ProcessLookupError):
             continue  # ended meanwhile
-        pid = int(path.parent.name)
+        pid, (user, system, ended_user, ended_system) = int(path.parent.name), map(int, fields[11:15])
         below[int(fields[1])].append(pid)
-        ticks[pid] = sum(int(number) for number in fields[11:15])  # user and system, its own and its ended children's
-    total, waiting = 0, [os.getpid()]
+        times[pid] = user + system, ended_user + ended_system
+    found, waiting = {}, [os.getpid()]
     while waiting:
         pid = waiting.pop()
-        total += ticks.get(pid, 0)
+        if pid in times:
+            found[pid] = times[pid]
         waiting += below[pid]
-    return total / TICKS_PER_S
+    return found
+
+
+def cpu_seconds_since(before: CpuTimes) -> float:
+    """What was spent since, by those that are still there and by those that began and ended meanwhile, if they were waited for.
+
+    A process of before that ended is in its parent's times with all that it ever spent, or nowhere: Ray's workers.
+    """
+    now = cpu_times()
+    since = [(own - before.get(pid, (0, 0))[0], ended - before.get(pid, (0, 0))[1]) for pid, (own, ended) in now.items()]
+    gone = sum(own + ended for pid, (own, ended) in before.items() if pid not in now)
+    return (sum(own for own, _ in since) + max(sum(ended for _, ended in since) - gone, 0)) / TICKS_PER_S
 
 
 def counts_of(result: object) -> dict[str, Any]:

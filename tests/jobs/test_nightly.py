@@ -20,7 +20,7 @@ from jobs import nightly
 from jobs.config import Config, JobError
 from jobs.run_lease import BUSY_EXIT_CODE, hold_lease, lease_path, read_holder
 from jobs.run_records import notify, read_rows, show_status
-from jobs.runs import Run, cpu_seconds
+from jobs.runs import Run, cpu_seconds_since, cpu_times
 from jobs.tables import TABLE_NAMES, Tables, table_version
 from serve.settings import ConfigError
 from tests.parts import ROOT, BuiltStore, free_port, write_conf
@@ -141,10 +141,30 @@ def test_nobody_waits_for_a_webhook(tmp_path: Path) -> None:
         config_of(tmp_path, heartbeat_s=60)
 
 
+SPIN = "while __import__('time').process_time() < {}: pass\n"
+
+
 def test_cpu_seconds_count_what_runs_below() -> None:
-    before = cpu_seconds()
-    subprocess.run([sys.executable, "-c", "while __import__('time').process_time() < 0.5: pass"], check=True)
-    assert 0.4 < cpu_seconds() - before < 20
+    before = cpu_times()
+    subprocess.run([sys.executable, "-c", SPIN.format(0.5)], check=True)
+    assert 0.4 < cpu_seconds_since(before) < 20
+
+
+def test_cpu_seconds_from_before_do_not_count() -> None:
+    """A child that had spent much ends while another spends little; and one that nobody waits for, as Ray's workers end."""
+    command = [sys.executable, "-c", SPIN.format(1.5) + "print(flush=True); input()"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        before = cpu_times()
+        process.communicate("\n")
+    subprocess.run([sys.executable, "-c", SPIN.format(0.5)], check=True)
+    assert 0.4 < cpu_seconds_since(before) < 1.4
+    before = cpu_times() | {-1: (10**6, 10**6)}
+    start = time.process_time()
+    while time.process_time() < start + 0.3:
+        pass
+    assert 0.2 < cpu_seconds_since(before) < 1.4
 
 
 class Hook:
