@@ -27,6 +27,8 @@ from jobs.reuse import keep_original
 from jobs.runs import configure_logging, pairs
 from serve.index.manifest import ReleaseError, ShardEntry, file_entry, file_sha256, sync_file, sync_folder, verify_shard
 from serve.index.writer import write_shard
+from serve.vision.bundle_files import ADDRESS_CHARS, read_config
+from serve.vision.queries import load_queries
 
 log = logging.getLogger("jobs.build_shards")
 
@@ -135,7 +137,9 @@ def build_shard(folder: Path, plan: BuildPlan, partition: PartitionPlan, shard: 
     products = pq.read_table(folder / "staged" / f"{shard.name}.products.parquet")
     template = read_template(config.store.templates, partition.template_digest)
     ordered = vectors_path(folder, shard)
-    write_shard(fresh, crops, products, plan.bundle.dim, template, partition.vectors, ordered)
+    bundle = config.store.bundles / plan.bundle.digest[:ADDRESS_CHARS]
+    queries_BD = load_queries(bundle, read_config(bundle), plan.bundle.dim)
+    write_shard(fresh, crops, products, plan.bundle.dim, template, partition.vectors, ordered, queries_BD)
     files = []
     for path in sorted(fresh.iterdir()):
         sync_file(path)

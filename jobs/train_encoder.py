@@ -3,7 +3,8 @@
 Reads   training.source=catalog: tables products and images at one exact version each, `training.user_photos`;
         training.source=generated: nothing, the photos are drawn from `training.seed`.
 Writes  `training.folder` (photos, once), `train_encoder.folder` (a checkpoint an epoch; the same command resumes),
-        encoder.safetensors (and text.safetensors, tokenizer.json) with its entry in bundle.json in `train_encoder.bundle`,
+        encoder.safetensors (and queries.safetensors, text.safetensors, tokenizer.json) with its entry in bundle.json in
+        `train_encoder.bundle`,
         a run with the curve in MLflow.
 Engine  Ray Train, one worker (`train_encoder.use_gpu`); Ray Data or Ray tasks for the photos.
 
@@ -17,21 +18,28 @@ import logging
 from dataclasses import dataclass
 from functools import partial
 
+import numpy as np
+import torch
 from torch import Tensor
 
-from jobs.config import Config, JobError, run_job
+from jobs.config import Config, JobError, TrainEncoderConfig, run_job
 from jobs.raydata.session import start_ray
 from jobs.runs import configure_logging
 from jobs.training.catalog import load_catalog, stage_catalog
-from jobs.training.crops import TrainingSet
-from jobs.training.encoder_task import EncoderTask, TextPart, fit_of, labels_of
-from jobs.training.fragment import log_curve, write_fragment, write_tokenizer
+from jobs.training.crops import USER, CropSet, TrainingSet
+from jobs.training.encoder_task import EncoderTask, TextPart, embedded, fit_of, labels_of
+from jobs.training.fragment import drop_fragment, log_curve, write_fragment, write_tokenizer
 from jobs.training.generated import load_training, render_split, splits
 from jobs.training.loop import plan_for, train
 from jobs.training.losses import LOSSES
 from jobs.training.texts import train_tokenizer
+from serve.vision.backbones import EmbeddingNet
+from serve.vision.queries import VECTORS
 
 log = logging.getLogger(__name__)
+
+
+MAX_QUERIES = 1024  # photos by users whose vectors go with the encoder
 
 
 @dataclass(frozen=True)
@@ -74,7 +82,13 @@ def run(config: Config) -> TrainEncoderResult:
         "labels": labels,
         "preprocess": settings.preprocess.model_dump(),
     }
-    file = write_fragment(settings.bundle, settings.bundle_name, "encoder", spec, part_of(trained.weights, "net"))
+    weights = part_of(trained.weights, "net")
+    file = write_fragment(settings.bundle, settings.bundle_name, "encoder", spec, weights)
+    queries_BD = embedded_queries(settings, crops.learn, weights)
+    if queries_BD is None:
+        drop_fragment(settings.bundle, "queries")
+    else:
+        write_fragment(settings.bundle, settings.bundle_name, "queries", {}, {VECTORS: queries_BD})
     if text is not None:
         write_tokenizer(settings.bundle, text.tokenizer)
         spec = text.spec.model_dump() | {"query_weight": last.get("text_query_weight", text.spec.query_weight)}
@@ -84,6 +98,19 @@ def run(config: Config) -> TrainEncoderResult:
     result = TrainEncoderResult(len(trained.history), last["loss"], figures, file.stat().st_size)
     log.info("trained=encoder bundle=%s %s", settings.bundle, result)
     return result
+
+
+def embedded_queries(settings: TrainEncoderConfig, crops: CropSet, weights: dict[str, Tensor]) -> Tensor | None:
+    """(B, D) unit vectors of user photos that were learned from, by the trained network: what hubness is measured against."""
+    users = np.flatnonzero(crops.domains_N == USER)
+    if not users.size:
+        return None
+    rows = np.random.default_rng(settings.seed).permutation(users)[:MAX_QUERIES]
+    net = EmbeddingNet(
+        settings.arch, settings.embedding_dim, len(labels_of(crops)), settings.tf_same_padding, settings.spatial_transformer
+    )
+    net.load_state_dict(weights)
+    return embedded(net.eval(), crops, rows, settings, torch.device("cpu"))[0]
 
 
 def text_part(config: Config, crops: TrainingSet) -> TextPart | None:

@@ -238,19 +238,25 @@ class EncoderTask:
         best_QP = torch.full((len(query_QD), len(self.held_out.products)), -torch.inf)
         return best_QP.scatter_reduce(1, shown_N.expand(len(query_QD), -1), scores_QN, "amax")
 
-    @torch.inference_mode()
     def embed(self, crops: CropSet, device: torch.device) -> tuple[Tensor, Tensor | None]:
         """Unit embeddings (N, D) and category logits (N, C) of all crops, as the bundle sees them, on the CPU."""
-        units, logits = [], []
-        preprocess = self.config.preprocess
-        for rows in np.array_split(np.arange(len(crops.tiles_NTT3)), -(-len(crops.tiles_NTT3) // EVALUATE_BATCH)):
-            tiles_N3TT, boxes_N4 = tensors(crops, rows, device)
-            images = framed(tiles_N3TT, padded(boxes_N4), preprocess.size_px, fit_of(preprocess))
-            with half_where_quicker(self.network["net"], device):
-                unit_ND, logits_NC = self.network["net"](normalized(images, preprocess))
-            units.append(unit_ND.float().cpu())
-            logits += [] if logits_NC is None else [logits_NC.float().cpu()]
-        return torch.cat(units), torch.cat(logits) if logits else None
+        return embedded(self.network["net"], crops, np.arange(len(crops.tiles_NTT3)), self.config, device)
+
+
+@torch.inference_mode()
+def embedded(
+    net: nn.Module, crops: CropSet, rows_N: np.ndarray, config: TrainEncoderConfig, device: torch.device
+) -> tuple[Tensor, Tensor | None]:
+    """Unit embeddings (N, D) and category logits (N, C) of the crops at `rows_N`, as a bundle sees them, on the CPU."""
+    units, logits = [], []
+    for rows in np.array_split(rows_N, -(-len(rows_N) // EVALUATE_BATCH)):
+        tiles_N3TT, boxes_N4 = tensors(crops, rows, device)
+        images = framed(tiles_N3TT, padded(boxes_N4), config.preprocess.size_px, fit_of(config.preprocess))
+        with half_where_quicker(net, device):
+            unit_ND, logits_NC = net(normalized(images, config.preprocess))
+        units.append(unit_ND.float().cpu())
+        logits += [] if logits_NC is None else [logits_NC.float().cpu()]
+    return torch.cat(units), torch.cat(logits) if logits else None
 
 
 def labels_of(crops: CropSet) -> tuple[str, ...]:

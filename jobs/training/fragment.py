@@ -15,7 +15,7 @@ from serve.vision.spec import BundleConfig
 
 
 def write_fragment(folder: Path, name: str, part: str, spec: Mapping[str, Any], weights: Mapping[str, Tensor]) -> Path:
-    """Puts `part` ("detector", "encoder" or "text") into the bundle at `folder`: weights in fp16, and its entry in bundle.json.
+    """Puts `part` (detector, encoder, text, queries) into the bundle at `folder`: weights in fp16, and its entry in bundle.json.
 
     `spec` holds the fields of the part's own settings but `weights`. Each file is replaced in one step, bundle.json last;
     trainings that end at the same time wait for each other. Returns the weights file.
@@ -35,6 +35,16 @@ def write_fragment(folder: Path, name: str, part: str, spec: Mapping[str, Any], 
         partial.write_text(bundle.model_dump_json(indent=2, exclude_defaults=True) + "\n")
         partial.replace(path)
     return file
+
+
+def drop_fragment(folder: Path, part: str) -> None:
+    """Takes `part` out of the bundle at `folder`, if it is there; its file stays, unnamed."""
+    path = folder / "bundle.json"
+    entries = json.loads(path.read_text())
+    if entries.pop(part, None) is not None:
+        partial = path.with_suffix(".partial")
+        partial.write_text(BundleConfig.model_validate(entries).model_dump_json(indent=2, exclude_defaults=True) + "\n")
+        partial.replace(path)
 
 
 def write_tokenizer(folder: Path, source: Path) -> None:

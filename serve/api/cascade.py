@@ -90,8 +90,9 @@ class Cascade:
         self.towers = Towers(served, encoder, self.config.request_timeout_s, lost)
         self.models = ReleaseModels.open(served.folder, served.manifest, learned=settings.ranking.learned)
         self.feedback = Feedback(settings.store, self.config, settings.ranking.shuffled_frac) if self.config.feedback else None
-        self.reranker = Reranker(settings.ranking, self.models.ranker, keeps_features=self.config.feedback)
-        self.crop_reranker = Reranker(settings.ranking, self.models.ranker)  # nothing is learned from what one crop found
+        ranking = settings.ranking if Shelf(store).knows_hubness else settings.ranking.without_hubness()
+        self.reranker = Reranker(ranking, self.models.ranker, keeps_features=self.config.feedback)
+        self.crop_reranker = Reranker(ranking, self.models.ranker)  # nothing is learned from what one crop found
         self.searchers = Searchers(groups, self.config.shard_timeout_s, lost)
         self.remembered = Remembered()
         self.probe: RecallProbe | None = None
@@ -123,6 +124,7 @@ class Cascade:
 
     async def exact(self, query: Query, match: HashMatch, laps: Laps) -> SearchAnswer:
         """The photo is one of ours: its products, then those nearest to its stored embedding. No network is run."""
+        query = replace(query, shopper=replace(query.shopper, photographs=False))  # it is asked as the shop's photo
         filters, fresh, depth = without(query.filters, match.product_ids), self.changes.fresh, self.depth(query)
         found = await self.remembered.find(
             (match.image_id, depth, filters), fresh, lambda: self.find(match.embedding[None], depth, [None], filters, fresh)

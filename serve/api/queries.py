@@ -109,7 +109,11 @@ def check_query(asked: SearchRequest, image: bytes | None, config: ServeConfig) 
         filters=filters_of(asked),
         explain=asked.explain,
         look=asked.look,
-        shopper=Shopper(gender=asked.gender, price_range=asked.price_range),
+        shopper=Shopper(
+            gender=asked.gender,
+            price_range=asked.price_range,
+            photographs=any(given is not None for given in (image, asked.image_url, asked.embedding)),
+        ),
     )
 
 

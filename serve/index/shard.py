@@ -2,6 +2,7 @@
 
     vectors.*     exact re-scoring, and the stored embeddings; see serve.index.vectors
     hashes.u8     (M, 32) and colours.u8 (M, 48): of the M photos of images.arrow; hashes.mih: see serve.index.hash_table
+    hubness.f32   (P,) where the bundle has queries; see serve.index.hubness
     index.faiss   candidates for re-scoring; missing in a flat partition
     *.arrow       see serve.index.records
 
@@ -18,6 +19,7 @@ import faiss
 import numpy as np
 
 from serve.index.exact import CHUNK_ROWS, NONE_SCORE, cosines, exact_search, scan
+from serve.index.hubness import HUBNESS_FILE
 from serve.index.manifest import Manifest, PartitionSpec, ReleaseError
 from serve.index.merge import distinct_top_k
 from serve.index.plan import FLAT
@@ -60,6 +62,8 @@ class Shard:
         self.vectors_ND = StoredVectors(folder, spec.vectors, dim) if spec.vectors != "none" else None
         self.hashes_M32 = map_rows(folder / HASHES_FILE, np.uint8, HASH_BYTES)
         self.colours_M48 = map_rows(folder / COLOURS_FILE, np.uint8, COLOUR_BYTES)
+        hubs = folder / HUBNESS_FILE
+        self.hubness_P = map_rows(hubs, np.float32, 1)[:, 0] if hubs.is_file() else None
         self.index: Any = None if spec.factory == FLAT else open_index(folder / INDEX_FILE)
         rows = {self.records.num_rows}
         rows |= {len(self.vectors_ND)} if self.vectors_ND is not None else set()
@@ -67,6 +71,8 @@ class Shard:
         photos = {len(self.hashes_M32), len(self.colours_M48), self.records.images.num_rows}
         if len(rows) > 1 or len(photos) > 1:
             raise ReleaseError(f"{folder}: its files disagree on the number of rows {rows} or photos {photos}; build it again")
+        if self.hubness_P is not None and len(self.hubness_P) != self.records.num_products:
+            raise ReleaseError(f"{hubs}: of {len(self.hubness_P)} products, not {self.records.num_products}; build it again")
         self.lists: Any = None if self.index is None else faiss.try_extract_index_ivf(self.index)
         self.refined: Any = None
         if self.index is not None and self.vectors_ND is not None:

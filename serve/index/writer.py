@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.dataset
 
 from serve.index.hash_table import write_tables
+from serve.index.hubness import HUBNESS_FILE, hubness
 from serve.index.manifest import ReleaseError, sync_folder
 from serve.index.records import IMAGES, PRODUCTS, ROWS, write_table
 from serve.index.shard import COLOURS_FILE, HASHES_FILE, INDEX_FILE, check_vectors
@@ -36,14 +37,15 @@ def write_shard(
     template: bytes | None,
     vectors: VectorKind = "fp16",
     ordered: Path | None = None,
+    queries_BD: np.ndarray | None = None,
 ) -> None:
     """Fill the empty folder `folder`.
 
     `crops` (a table, or the Parquet file that holds it) has CROP_COLUMNS, one row a (product, photo, crop): position orders the
     photos of a product, image_id is hex, embedding is fp16 bytes, hash and colour are set on crop 0. `products` has the columns
     of records.PRODUCTS for exactly the products of `crops`. `template`: None = flat. `ordered`: a file that keeps the vectors,
-    (N, D) fp16 in the order of the rows. Raises ReleaseError for doubled rows, photos without crop 0, or vectors that are not
-    of unit length.
+    (N, D) fp16 in the order of the rows. `queries_BD`: float32 unit vectors of the bundle's queries; without, no hubness is
+    written. Raises ReleaseError for doubled rows, photos without crop 0, or vectors that are not of unit length.
     """
     products = write_products(folder, products)
     dataset = pyarrow.dataset.dataset(crops)
@@ -71,7 +73,10 @@ def write_shard(
     write_tables(folder, hashes_M32)
     rows_of(photos["colour"], COLOUR_BYTES, f"{folder.name}: colour").tofile(folder / COLOURS_FILE)
     path = ordered or folder / SCRATCH_FILE
-    write_vectors(folder, order_vectors(path, dataset, order, dim, folder.name), template, vectors)
+    vectors_ND = order_vectors(path, dataset, order, dim, folder.name)
+    write_vectors(folder, vectors_ND, template, vectors)
+    if queries_BD is not None:
+        hubness(vectors_ND, product_N, queries_BD).tofile(folder / HUBNESS_FILE)
     if ordered is None:
         path.unlink()
     sync_folder(folder)

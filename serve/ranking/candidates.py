@@ -23,6 +23,7 @@ class Shopper:
     gender: str | None = None
     price_range: tuple[float, float] | None = None  # lowest, highest; in `currency` where that is known
     currency: str | None = None
+    photographs: bool = False  # asks with a photo: what is known of users' photos holds for it
     now: datetime = field(default_factory=lambda: datetime.now(UTC))
 
 
@@ -35,6 +36,7 @@ class Candidates:
     table: pa.Table
     hashes_N32: np.ndarray | None = None  # uint8
     colours_N48: np.ndarray | None = None  # uint8
+    hubness_N: np.ndarray | None = None  # float64, see serve.index.hubness; NaN = unknown, none = of all
 
     def __post_init__(self) -> None:
         assert len(self.visual_N) == len(self.exact_N) == self.table.num_rows

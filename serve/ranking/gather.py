@@ -27,6 +27,11 @@ class Shelf:
         self.stores = stores
         self.shards: Mapping[str, Shard] = ChainMap(*(store.by_path for store in stores))
 
+    @property
+    def knows_hubness(self) -> bool:
+        """Whether the rule `hubness` can do anything."""
+        return any(shard.hubness_P is not None for shard in self.shards.values())
+
     def place(self, result: Result) -> Place:
         """Where the product lies."""
         if result.place is not None:
@@ -44,10 +49,9 @@ class Shelf:
         places = [self.place(result) for result in results]
         visual_N = np.fromiter((result.score for result in results), np.float64, len(results))
         exact_N = np.fromiter((result.match == "exact" for result in results), bool, len(results))
-        table = columns(self.shards, places)
-        if not pictures:
-            return Candidates(visual_N, exact_N, table)
-        return Candidates(visual_N, exact_N, table, *fingerprints(self.shards, places))
+        hashes_N32, colours_N48 = fingerprints(self.shards, places) if pictures else (None, None)
+        table, hubness_N = columns(self.shards, places), hubness(self.shards, places)
+        return Candidates(visual_N, exact_N, table, hashes_N32, colours_N48, hubness_N)
 
 
 def columns(shards: Mapping[str, Shard], places: Sequence[Place]) -> pa.Table:
@@ -60,6 +64,15 @@ def columns(shards: Mapping[str, Shard], places: Sequence[Place]) -> pa.Table:
         where.append(where_M)
     order = np.argsort(np.concatenate(where))
     return pa.Table.from_batches(parts).combine_chunks().take(pa.array(order))
+
+
+def hubness(shards: Mapping[str, Shard], places: Sequence[Place]) -> np.ndarray | None:
+    """(N,) float64 of the products at `places`; NaN where the shard says nothing of it, None where no shard does."""
+    hubness_N = np.full(len(places), np.nan)
+    for path, where_M, rows_M in by_shard(places):
+        if (hubness_P := shards[path].hubness_P) is not None:
+            hubness_N[where_M] = hubness_P[rows_M]
+    return None if np.isnan(hubness_N).all() else hubness_N
 
 
 def fingerprints(shards: Mapping[str, Shard], places: Sequence[Place]) -> tuple[np.ndarray, np.ndarray]:

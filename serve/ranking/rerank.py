@@ -65,6 +65,7 @@ def acts(config: RankingConfig, shopper: Shopper, ranker: Ranker | None = None) 
     """Whether re-ranking can change anything for this query; if not, no more than k candidates are needed."""
     weights = config.weights
     asked = (shopper.gender is not None and weights.gender > 0) or (shopper.price_range is not None and weights.price > 0)
+    asked = asked or (shopper.photographs and weights.hubness > 0)
     always = weights.availability or weights.popularity or weights.recency or config.boosts or config.sold_out == "hide"
     diverse = config.diversity.variants == "once" or config.diversity.near_duplicates == "once" or config.diversity.per_seller
     return bool(asked or always or diverse or ranker)

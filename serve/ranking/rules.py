@@ -74,7 +74,16 @@ def freshness(candidates: Candidates, shopper: Shopper, half_life_days: float) -
     return np.nan_to_num(np.exp2(-candidates.age_days(shopper.now) / half_life_days))
 
 
+def hubness(candidates: Candidates, shopper: Shopper, config: RankingConfig) -> np.ndarray:
+    """Takes the weight from what comes up whatever is photographed, against what does so least; nothing where that is unknown."""
+    if candidates.hubness_N is None or not shopper.photographs:
+        return np.zeros(len(candidates.visual_N))
+    above_N = np.nan_to_num(candidates.hubness_N - np.nanmin(candidates.hubness_N))
+    return np.asarray(-config.weights.hubness * above_N)
+
+
 RULES: dict[str, Rule] = {
+    "hubness": hubness,
     "availability": availability,
     "price": price,
     "gender": gender,

@@ -35,6 +35,9 @@ class Rules(BaseModel):
 class Weights(Rules):
     """How much each rule may add to the visual score, or take from it."""
 
+    hubness: Weight = Field(
+        0.5, description="of a product's mean cosine with the nearest photos of training, where the release knows it"
+    )
     availability: Weight = Field(0.0, description="taken from what is sold out, where ranking.sold_out is `demote`")
     price: Weight = Field(0.05, description="taken, the further the price lies outside the shopper's range")
     gender: Weight = Field(0.1, description="taken from what is made for another gender than the shopper's")
@@ -100,6 +103,10 @@ class RankingConfig(Rules):
         0.0, ge=0, le=0.5, description="answers whose first results come in an order drawn by lot, to measure position bias"
     )
     learned: bool = Field(False, description="the release's learned ranking instead of the weights; boosts stay")
+
+    def without_hubness(self) -> Self:
+        """For a release that knows none."""
+        return self.model_copy(update={"weights": self.weights.model_copy(update={"hubness": 0.0})})
 
     @model_validator(mode="after")
     def _no_conflicts(self) -> Self:

@@ -17,7 +17,16 @@ from pydantic import ValidationError
 from serve.vision.bundle_files import ADDRESS_CHARS, CONFIG_FILE, bundle_digest, files_of, read_config
 from serve.vision.categories import PROTOTYPES_FILE
 from serve.vision.encoder import open_clip_model
-from serve.vision.spec import BundleConfig, BundleError, CategoryConfig, DetectorConfig, EncoderConfig, TextConfig
+from serve.vision.queries import QUERIES_FILE
+from serve.vision.spec import (
+    BundleConfig,
+    BundleError,
+    CategoryConfig,
+    DetectorConfig,
+    EncoderConfig,
+    QueriesConfig,
+    TextConfig,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -96,6 +105,8 @@ def write_parts(config: BundleConfig, folder: Path, downloads: Path) -> None:
         encoder=encoder,
         text=text_part(config.text, config.encoder, folder, downloads),
         categories=category_part(config.categories, folder),
+        queries=queries_part(config.queries, folder),
+        turns=config.turns,
     )
     (folder / CONFIG_FILE).write_text(resolved.model_dump_json(indent=1) + "\n")
 
@@ -205,6 +216,14 @@ def category_part(config: CategoryConfig | None, folder: Path) -> CategoryConfig
         return None
     copy_weights(Path(config.weights), folder / PROTOTYPES_FILE)
     return config.model_copy(update={"weights": PROTOTYPES_FILE})
+
+
+def queries_part(config: QueriesConfig | None, folder: Path) -> QueriesConfig | None:
+    """`config` with its vectors in `folder`."""
+    if config is None:
+        return None
+    copy_weights(Path(config.weights), folder / QUERIES_FILE)
+    return config.model_copy(update={"weights": QUERIES_FILE})
 
 
 def is_file(weights: str) -> bool:

@@ -45,7 +45,7 @@ def read_config(folder: Path) -> BundleConfig:
 
 def files_of(config: BundleConfig) -> list[str]:
     """Names of the files beside bundle.json that a bundle's config names: weights, the tokenizer, INT8 networks."""
-    parts = (config.encoder, config.detector, config.text, config.categories)
+    parts = (config.encoder, config.detector, config.text, config.categories, config.queries)
     names = [part.weights for part in parts if part is not None]
     names += [config.text.tokenizer] if config.text is not None else []
     names += [config.detector.runtime.network, config.detector.network_config]

@@ -191,6 +191,12 @@ class CategoryConfig(Spec):
     floor: float = Field(0.01, ge=0, lt=1, description="share that is spread over all categories alike")
 
 
+class QueriesConfig(Spec):
+    """Photos by users that the encoder learned from, as vectors: they tell which products come up whatever is asked."""
+
+    weights: str = Field(description="file of their vectors (serve.vision.queries); written by jobs.train_encoder")
+
+
 class TurnsConfig(Spec):
     """When a photo is looked at in its other quarter turns as well, and when one of them is believed."""
 
@@ -208,6 +214,7 @@ class BundleConfig(Spec):
     encoder: EncoderConfig | None = None
     text: TextConfig | None = None
     categories: CategoryConfig | None = Field(None, description="none = the encoder's head alone, where it has one")
+    queries: QueriesConfig | None = Field(None, description="none = the ranking rule `hubness` does nothing")
     turns: TurnsConfig | None = Field(None, description="none = photos are taken as they come")
 
 

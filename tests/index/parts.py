@@ -64,7 +64,12 @@ def products_table(product_ids: list[str], category: str | None = None) -> pa.Ta
     return pa.Table.from_pylist(rows, PRODUCTS)
 
 
-def write_release(folder: Path, partitions: dict[str, tuple[list[str], np.ndarray]], num_buckets: int = 2) -> Manifest:
+def write_release(
+    folder: Path,
+    partitions: dict[str, tuple[list[str], np.ndarray]],
+    num_buckets: int = 2,
+    queries_BD: np.ndarray | None = None,
+) -> Manifest:
     """Flat partitions (name: product ids, vectors), each cut into buckets; every file in the manifest."""
     entries, dim = [], 0
     for name, (product_ids, vectors) in partitions.items():
@@ -76,7 +81,7 @@ def write_release(folder: Path, partitions: dict[str, tuple[list[str], np.ndarra
             (folder / path).mkdir(parents=True)
             ours = pa.array([bucket_of(p, num_buckets) == bucket for p in product_ids], pa.bool_())
             owned = pa.array([bucket_of(p, num_buckets) == bucket for p in products["product_id"].to_pylist()], pa.bool_())
-            write_shard(folder / path, crops.filter(ours), products.filter(owned), dim, None)
+            write_shard(folder / path, crops.filter(ours), products.filter(owned), dim, None, queries_BD=queries_BD)
             files = tuple(file_entry(folder / path, file.name) for file in sorted((folder / path).iterdir()))
             num_rows, num_products = sum(ours.to_pylist()), sum(owned.to_pylist())
             shards.append(ShardEntry(path=path, bucket=bucket, num_rows=num_rows, num_products=num_products, files=files))

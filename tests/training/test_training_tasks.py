@@ -12,16 +12,20 @@ from safetensors.torch import save_file
 
 from jobs.config import JobError, TrainDetectorConfig, TrainEncoderConfig, TrainTextConfig
 from jobs.render.catalog import CATEGORIES
+from jobs.train_encoder import embedded_queries
 from jobs.training.crops import USER
 from jobs.training.detector_task import DetectorTask
-from jobs.training.encoder_task import EncoderTask, TextPart
-from jobs.training.fragment import log_curve, write_fragment, write_tokenizer
+from jobs.training.encoder_task import EncoderTask, TextPart, embedded
+from jobs.training.fragment import drop_fragment, log_curve, write_fragment, write_tokenizer
 from jobs.training.generated import Split, load_training
 from jobs.training.loop import Task
 from jobs.training.texts import train_tokenizer
 from serve.settings import RegistryConfig
+from serve.vision.assemble import assemble_bundle
 from serve.vision.bundle import Bundle
-from serve.vision.spec import RuntimeConfig
+from serve.vision.bundle_files import read_config
+from serve.vision.queries import VECTORS, load_queries
+from serve.vision.spec import BundleConfig, RuntimeConfig
 
 CPU = torch.device("cpu")
 CATEGORY_PATHS = {spec.path for spec in CATEGORIES}
@@ -112,6 +116,27 @@ def test_text_is_learned_beside_photos_and_opens_in_the_bundle(tiny_split: Split
     bundle = Bundle.load(folder, RuntimeConfig())
     expected = task.text.embed(["a red hat"], CPU).numpy()
     np.testing.assert_allclose(bundle.encode_texts(["a red hat"]), expected, atol=5e-3)  # weights are kept in fp16
+
+
+def test_photos_learned_from_go_with_the_encoder(tiny_split: Split, tiny_photos: Path, tmp_path: Path) -> None:
+    """Their vectors are what the bundle makes of such photos, whole or shortened, and leave with a training without any."""
+    task = encoder_task(tiny_split, tiny_photos)
+    users = np.flatnonzero(task.crops.domains_N == USER)
+    found = embedded_queries(task.config, task.crops, task.network["net"].state_dict())
+    assert found is not None and found.shape == (len(users), task.config.embedding_dim)
+    seen = task.network.eval()["net"], task.crops, users, task.config, CPU
+    assert sorted(found[:, 0].tolist()) == pytest.approx(sorted(embedded(*seen)[0][:, 0].tolist()), abs=1e-5)
+    folder, fields = tmp_path / "made", {"kind": "torchvision", "arch": task.config.arch}
+    write_fragment(folder, "tiny", "encoder", fields | {"embedding_dim": task.config.embedding_dim}, net_of(task))
+    write_fragment(folder, "tiny", "queries", {}, {VECTORS: found})
+    bundle = assemble_bundle(BundleConfig(path=str(folder)), tmp_path / "bundles")
+    queries_BD = load_queries(bundle, read_config(bundle), 8)
+    assert queries_BD is not None and queries_BD.shape == (len(users), 8)
+    np.testing.assert_allclose(np.linalg.norm(queries_BD, axis=1), 1, atol=1e-5)
+    drop_fragment(folder, "queries")
+    assert load_queries(folder, read_config(folder), 8) is None
+    without = task.crops.part(np.flatnonzero(task.crops.domains_N != USER))
+    assert embedded_queries(task.config, without, {}) is None
 
 
 def test_a_catalog_without_texts_or_with_other_weights_says_what_to_do(
