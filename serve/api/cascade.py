@@ -174,9 +174,10 @@ class Cascade:
         return looks[best], finds[best]
 
     def may_turn(self, query: Query, found: Found) -> bool:
-        """Whether a photo is worth another look: a whole one, in which nothing near was found."""
+        """Whether a photo is worth another look: a whole one, in which nothing near was found though every shard answered."""
         is_plain = query.image is not None and not query.boxes and query.text is None
-        return self.turns is not None and is_plain and best_score(found.candidates) < self.turns.below
+        is_whole = found.shards.answered == found.shards.asked
+        return self.turns is not None and is_plain and is_whole and best_score(found.candidates) < self.turns.below
 
     async def near(self, query: Query, wanted: Wanted, laps: Laps) -> SearchAnswer:
         """Search in the likely partitions, fusion of what each vector found, and the order that the shop declares."""

@@ -63,6 +63,20 @@ def test_what_is_near_enough_is_not_turned(cascade: Cascade) -> None:
     assert "turn" not in asked(cascade, photo, boxes=((20, 30, 120, 130),)).timings_ms, "the user said where to look"
 
 
+def test_a_partial_answer_is_not_turned(served: ServedRelease, tiny: TinyRelease, encode: AskEncoder) -> None:
+    """What is near may lie in the shards that did not answer, and each look would wait for them again."""
+
+    async def gone(*_: Any) -> Any:
+        raise ConnectionError
+
+    groups = [*searchers(served, tiny.settings), gone]
+    cascade = Cascade(served, tiny.settings, encode, groups, (ConnectionError,))
+    cascade.turns = ALWAYS
+    answer = asked(cascade, encoded(picture(400)))
+    assert answer.partial and answer.results and "turn" not in answer.timings_ms
+    cascade.close()
+
+
 def test_no_time_for_turns_is_no_fault(served: ServedRelease, tiny: TinyRelease, encode: AskEncoder) -> None:
     async def busy(photo: bytes) -> Any:
         raise Problem(429, "overloaded", "too many queries are waiting; try again")

@@ -1,6 +1,7 @@
 """A store of two releases to serve, and photos to ask for: what the benchmarks and drills of serving stand on."""
 
 import contextlib
+import hashlib
 import io
 import json
 import shutil
@@ -32,11 +33,12 @@ class Shop:
 
 @contextlib.contextmanager
 def opened_shop(kept: Path | None, num_products: int, **sections: dict[str, Any]) -> Iterator[Shop]:
-    """The shop of the folder `kept`, made there first where there is none; none = one that is gone afterwards."""
+    """The shop of these settings below `kept`, made there first where there is none; none = one that is gone afterwards."""
     if kept is None:
         with tempfile.TemporaryDirectory() as temp:
             yield make_shop(Path(temp), num_products, sections)
         return
+    kept = kept / hashlib.sha256(json.dumps([num_products, sections], sort_keys=True).encode()).hexdigest()[:8]
     noted = kept / "releases.json"  # written last
     shutil.rmtree(kept / "store" / "tables" / "inserts", ignore_errors=True)  # what an earlier run put
     if not noted.exists():
