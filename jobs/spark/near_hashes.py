@@ -22,7 +22,7 @@ from numba.core import types
 from numba.extending import intrinsic
 
 HASH_BITS = 256
-# In comparisons of two hashes that lie together, 0.7 ns each on an AMD EPYC (2024): a look at where a bucket starts, 5.5 ns; a
+# In comparisons of two hashes that lie together, 0.7 ns each on an AMD EPYC: a look at where a bucket starts, 5.5 ns; a
 # hash's way to one more task.
 PROBE_COST, BAND_COST = 8, 1500
 MAX_WIDTH = 30
