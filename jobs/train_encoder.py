@@ -83,11 +83,10 @@ def run(config: Config) -> TrainEncoderResult:
         "preprocess": settings.preprocess.model_dump(),
     }
     weights = part_of(trained.weights, "net")
-    file = write_fragment(settings.bundle, settings.bundle_name, "encoder", spec, weights)
     queries_BD = embedded_queries(settings, crops.learn, weights)
-    if queries_BD is None:
-        drop_fragment(settings.bundle, "queries")
-    else:
+    drop_fragment(settings.bundle, "queries")  # of another encoder
+    file = write_fragment(settings.bundle, settings.bundle_name, "encoder", spec, weights)
+    if queries_BD is not None:
         write_fragment(settings.bundle, settings.bundle_name, "queries", {}, {VECTORS: queries_BD})
     if text is not None:
         write_tokenizer(settings.bundle, text.tokenizer)

@@ -2,7 +2,8 @@
 
 import fcntl
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from jobs.experiment import log_run
 from serve.settings import RegistryConfig
+from serve.vision.bundle_files import CONFIG_FILE
 from serve.vision.spec import BundleConfig
 
 
@@ -20,28 +22,32 @@ def write_fragment(folder: Path, name: str, part: str, spec: Mapping[str, Any], 
     `spec` holds the fields of the part's own settings but `weights`. Each file is replaced in one step, bundle.json last;
     trainings that end at the same time wait for each other. Returns the weights file.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     file = folder / f"{part}.safetensors"
-    with (folder / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        path = folder / "bundle.json"
-        entries = json.loads(path.read_text()) if path.is_file() else {}
+    with bundle_entries(folder) as entries:
         entries |= {"name": name, part: {**spec, "weights": file.name}}
-        bundle = BundleConfig.model_validate(entries)
+        BundleConfig.model_validate(entries)
         save_file({key: value.half().contiguous() for key, value in weights.items()}, file.with_suffix(".partial"))
         file.with_suffix(".partial").chmod(0o644)  # safetensors makes it the owner's alone
         file.with_suffix(".partial").replace(file)
-        partial = path.with_suffix(".partial")
-        partial.write_text(bundle.model_dump_json(indent=2, exclude_defaults=True) + "\n")
-        partial.replace(path)
     return file
 
 
 def drop_fragment(folder: Path, part: str) -> None:
     """Takes `part` out of the bundle at `folder`, if it is there; its file stays, unnamed."""
-    path = folder / "bundle.json"
-    entries = json.loads(path.read_text())
-    if entries.pop(part, None) is not None:
+    if (folder / CONFIG_FILE).is_file():
+        with bundle_entries(folder) as entries:
+            entries.pop(part, None)
+
+
+@contextmanager
+def bundle_entries(folder: Path) -> Iterator[dict[str, Any]]:
+    """bundle.json of `folder`, to be changed by one training at a time; checked, and replaced in one step."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        path = folder / CONFIG_FILE
+        entries = json.loads(path.read_text()) if path.is_file() else {}
+        yield entries
         partial = path.with_suffix(".partial")
         partial.write_text(BundleConfig.model_validate(entries).model_dump_json(indent=2, exclude_defaults=True) + "\n")
         partial.replace(path)

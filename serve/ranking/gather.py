@@ -50,8 +50,8 @@ class Shelf:
         visual_N = np.fromiter((result.score for result in results), np.float64, len(results))
         exact_N = np.fromiter((result.match == "exact" for result in results), bool, len(results))
         hashes_N32, colours_N48 = fingerprints(self.shards, places) if pictures else (None, None)
-        table, hubness_N = columns(self.shards, places), hubness(self.shards, places)
-        return Candidates(visual_N, exact_N, table, hashes_N32, colours_N48, hubness_N)
+        hubness_N = hubness(self.shards, places) if self.knows_hubness else None
+        return Candidates(visual_N, exact_N, columns(self.shards, places), hashes_N32, colours_N48, hubness_N)
 
 
 def columns(shards: Mapping[str, Shard], places: Sequence[Place]) -> pa.Table:

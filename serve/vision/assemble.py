@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     import torch
 
 LibraryPart = TypeVar("LibraryPart", EncoderConfig, DetectorConfig)
+FilePart = TypeVar("FilePart", CategoryConfig, QueriesConfig)
 Content = TypeVar("Content")
 log = logging.getLogger(__name__)
 
@@ -104,8 +105,8 @@ def write_parts(config: BundleConfig, folder: Path, downloads: Path) -> None:
         detector=detector_part(config.detector, folder, downloads),
         encoder=encoder,
         text=text_part(config.text, config.encoder, folder, downloads),
-        categories=category_part(config.categories, folder),
-        queries=queries_part(config.queries, folder),
+        categories=file_part(config.categories, folder, PROTOTYPES_FILE),
+        queries=file_part(config.queries, folder, QUERIES_FILE),
         turns=config.turns,
     )
     (folder / CONFIG_FILE).write_text(resolved.model_dump_json(indent=1) + "\n")
@@ -210,20 +211,12 @@ def text_part(config: TextConfig | None, encoder: EncoderConfig, folder: Path, d
     return config.model_copy(update={"weights": name, "tokenizer": "tokenizer.json"})
 
 
-def category_part(config: CategoryConfig | None, folder: Path) -> CategoryConfig | None:
-    """`config` with its prototypes in `folder`."""
+def file_part(config: FilePart | None, folder: Path, name: str) -> FilePart | None:
+    """`config` with its file in `folder`, under this name."""
     if config is None:
         return None
-    copy_weights(Path(config.weights), folder / PROTOTYPES_FILE)
-    return config.model_copy(update={"weights": PROTOTYPES_FILE})
-
-
-def queries_part(config: QueriesConfig | None, folder: Path) -> QueriesConfig | None:
-    """`config` with its vectors in `folder`."""
-    if config is None:
-        return None
-    copy_weights(Path(config.weights), folder / QUERIES_FILE)
-    return config.model_copy(update={"weights": QUERIES_FILE})
+    copy_weights(Path(config.weights), folder / name)
+    return config.model_copy(update={"weights": name})
 
 
 def is_file(weights: str) -> bool:

@@ -5,7 +5,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import serve.index.hubness
 from serve.index.hubness import HUBNESS_FILE, NEAREST, hubness
 from serve.index.manifest import PartitionSpec, ReleaseError
 from serve.index.plan import FLAT
@@ -20,12 +19,11 @@ from tests.index.parts import unit, write_release
 
 
 @pytest.mark.parametrize("chunk_rows", [1, 7, 64, 10_000])
-def test_mean_of_the_nearest_queries_with_the_best_row(chunk_rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(serve.index.hubness, "CHUNK_ROWS", chunk_rows)
+def test_mean_of_the_nearest_queries_with_the_best_row(chunk_rows: int) -> None:
     rng = np.random.default_rng(3)
     vectors_ND, queries_BD = unit(rng.normal(size=(120, 16))).astype(np.float16), unit(rng.normal(size=(40, 16)))
     product_N = np.sort(np.append(np.arange(25), rng.integers(0, 25, 95))).astype(np.int32)
-    found = hubness(vectors_ND, product_N, queries_BD)
+    found = hubness(vectors_ND, product_N, queries_BD, chunk_rows)
     for product in range(25):
         best_B = (vectors_ND[product_N == product].astype(np.float32) @ queries_BD.T).max(axis=0)
         assert found[product] == pytest.approx(np.sort(best_B)[-NEAREST:].mean(), abs=1e-6)

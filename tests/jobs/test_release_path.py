@@ -25,11 +25,11 @@ from jobs.config import Config, JobError
 from jobs.failpoint import EXIT_CODE
 from jobs.publish_release import PublishResult
 from jobs.release_registry import Registry
-from jobs.retention import pinned_versions, trim_log
+from jobs.retention import pinned_versions
 from jobs.reuse import next_generation
 from jobs.run_records import record
 from jobs.runs import Run
-from jobs.tables import FEATURES, FETCHES, Tables, read_table
+from jobs.tables import FEATURES, FETCHES, Tables
 from jobs.traces import traces
 from serve.index.manifest import MANIFEST_NAME, ReleaseError, read_manifest
 from serve.index.release import Release
@@ -465,24 +465,6 @@ def test_clean_store_keeps_what_a_kept_release_names(published: Path) -> None:
         DeltaTable(tables.path("products"), version=gone).to_pyarrow_table()
     assert not run_all(config).changed
     Release.open(champion(config.registry, config.store))
-
-
-def test_logs_are_cut_before_the_oldest_version_that_is_kept(tmp_path: Path) -> None:
-    """A kept version is read however old it is; what no kept version needs goes, once it is old enough."""
-    tables = Tables(str(tmp_path))
-    for number in range(25):
-        write_deltalake(tables.path("products"), pa.table({"number": [number]}), mode="append")
-        if number in (10, 14, 20):
-            DeltaTable(tables.path("products")).create_checkpoint()
-    assert trim_log(tables, "products", {17, 24}, min_age_hours=1) == 0, "younger than an hour"
-    assert trim_log(tables, "products", {17, 24}, min_age_hours=0) == 14 + 1, "commits 0 to 13 and a checkpoint"
-    assert trim_log(tables, "products", {17, 24}, min_age_hours=0) == 0
-    for version in (14, 17, 24):
-        assert read_table(tables, "products", version=version).num_rows == version + 1
-    with pytest.raises(DeltaError):
-        read_table(tables, "products", version=13)
-    assert trim_log(tables, "products", (), min_age_hours=0) == 6 + 1
-    assert read_table(tables, "products").num_rows == 25
 
 
 def test_a_forgotten_product_leaves_no_trace(published: Path) -> None:
