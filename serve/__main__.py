@@ -11,6 +11,7 @@ import errno
 import fcntl
 import logging
 import os
+import random
 import shutil
 import signal
 import socket
@@ -33,6 +34,7 @@ from serve.vision.spec import BundleError
 OWNER = "VISUAL_SEARCH_SERVER_LOCK"  # in the environment of every process that the server starts: a file it holds locked
 START_ATTEMPTS = 3  # Ray gives its node 30 s, which a busy small machine may need
 START_TIMEOUT_S = 180.0  # two cold cores import torch, faiss and OpenVINO in five processes
+OWN_PORTS = range(20_000, 30_000)  # below what systems lend to clients (32,768 on), beside Ray's workers (10,002 to 19,999)
 MAX_FOLDER_LENGTH = 97 - len("/m.sock") - 57  # of HAProxy's socket paths, in which Ray puts a folder with a digest for name
 
 
@@ -192,6 +194,7 @@ def environment(config: ServeConfig, folder: Path) -> dict[str, str]:
         "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",  # 5 s kills a proxy that starts on two busy cores, again and again
     }
     if config.haproxy:
+        metrics, stats, http, grpc = free_ports(4)
         settings |= {
             "RAY_SERVE_ENABLE_HA_PROXY": "1",
             "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
@@ -205,19 +208,24 @@ def environment(config: ServeConfig, folder: Path) -> dict[str, str]:
             "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": f"{folder}/m.sock",
             "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(folder),
             "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": f"{folder}/server-state",
-            "RAY_SERVE_HAPROXY_METRICS_PORT": str(free_port()),
-            "RAY_SERVE_HAPROXY_STATS_PORT": str(free_port()),
-            "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(free_port()),
-            "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": str(free_port()),
+            "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics),
+            "RAY_SERVE_HAPROXY_STATS_PORT": str(stats),
+            "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(http),
+            "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": str(grpc),
         }
     return settings
 
 
-def free_port() -> int:
-    """A port nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        return int(probe.getsockname()[1])
+def free_ports(count: int) -> list[int]:
+    """`count` ports that nobody listens on now, and that no client is given before they are used. Raises StartError."""
+    free: list[int] = []
+    for port in random.sample(OWN_PORTS, len(OWN_PORTS)):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("", port))
+            free.append(port)
+        if len(free) == count:
+            return free
+    raise StartError(f"no {count} free ports between {OWN_PORTS.start} and {OWN_PORTS.stop - 1}: stop what uses them")
 
 
 def deploy(served: Any, settings: Settings) -> None:

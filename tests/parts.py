@@ -3,7 +3,6 @@
 import contextlib
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -16,6 +15,7 @@ import requests
 import yaml
 
 from jobs.config import Config
+from serve.__main__ import free_ports
 
 ROOT = Path(__file__).parent.parent
 
@@ -66,9 +66,7 @@ def run_module(
 
 def free_port() -> int:
     """A port nobody listens on at this moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    return free_ports(1)[0]
 
 
 @contextlib.contextmanager
