@@ -7,6 +7,7 @@ docs/catalog_doctor.md.
 
 # Letters: H, W rows and columns of pixels.
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -69,17 +70,23 @@ PLAIN = frozenset(REGIONS) | {"navy", "white", "gray", "grey", "blau", "schwarz"
 def named_frac(pixels_HW3: np.ndarray, families: list[str]) -> float:
     """Pixels of an sRGB photo (uint8) in one of the named colours, as a share of those that are not its ground."""
     lab_HW3 = lab(pixels_HW3)
-    lightness_HW, a_HW, b_HW = np.moveaxis(lab_HW3, -1, 0)
-    chroma_HW, hue_HW = np.hypot(a_HW, b_HW), np.degrees(np.arctan2(b_HW, a_HW)) % 360
     border = np.concatenate([lab_HW3[0], lab_HW3[-1], lab_HW3[:, 0], lab_HW3[:, -1]])
     goods_HW = np.linalg.norm(lab_HW3 - np.median(border, axis=0), axis=-1) > GROUND_DISTANCE
     named_HW = np.zeros_like(goods_HW)
-    for region in (REGIONS[family] for family in families):
-        first, last = region.hues
-        in_hues = (hue_HW >= first) & (hue_HW <= last) if first <= last else (hue_HW >= first) | (hue_HW <= last)
-        in_chroma = (chroma_HW >= region.min_chroma) & (chroma_HW <= region.max_chroma)
-        named_HW |= in_hues & in_chroma & (lightness_HW <= region.max_lightness)
+    for within_HW in lies_in(lab_HW3, [REGIONS[family] for family in families]):
+        named_HW |= within_HW
     return float(named_HW.sum() / max(1, goods_HW.sum()))  # over 1 where the ground has that colour, too
+
+
+def lies_in(colours: np.ndarray, regions: Iterable[Region]) -> Iterator[np.ndarray]:
+    """For each region which of the CIELAB colours (..., 3) lie in it, bool (...)."""
+    lightness, a, b = np.moveaxis(colours, -1, 0)
+    chroma, hue = np.hypot(a, b), np.degrees(np.arctan2(b, a)) % 360
+    for region in regions:
+        first, last = region.hues
+        in_hues = (hue >= first) & (hue <= last) if first <= last else (hue >= first) | (hue <= last)
+        in_chroma = (chroma >= region.min_chroma) & (chroma <= region.max_chroma)
+        yield in_hues & in_chroma & (lightness <= region.max_lightness)
 
 
 def lab(pixels: np.ndarray) -> np.ndarray:

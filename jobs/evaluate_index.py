@@ -289,7 +289,7 @@ def ages(shards: dict[str, Shard], queries: IndexQueries) -> np.ndarray:
 def calibrate_hashes(config: Config, shards: list[Shard]) -> HashExit:
     """The hash exit, calibrated on a sample of the catalog's photos. Raises JobError when none of them can be fetched."""
     sample: CatalogSample = sample_catalog(shards, config.evaluate.hash_photos, config.evaluate.seed)
-    photos = [(row, sample.uris[row]) for row in range(sample.num_probes)]
+    photos = list(enumerate(sample.uris))
     probe = ray.remote(num_cpus=1)(probe_photos)
     tasks = [
         probe.remote(photos[i : i + PROBED_AT_ONCE], fetch_rules(config), config.decode)

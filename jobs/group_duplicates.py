@@ -68,8 +68,9 @@ def group(config: Config, digest: str) -> DuplicatesResult:
     images = near_duplicates.hashed(features, digest, config.duplicates.min_quality).persist()
     num_images = images.count()
     pairs = near_duplicates.near_pairs(images.select("words").distinct(), num_images, config.duplicates.max_distance).persist()
-    log.info("step=pairs images=%d pairs=%d seconds=%.1f", num_images, pairs.count(), time.perf_counter() - start)
-    found = near_duplicates.groups(images, pairs, near_duplicates.components(pairs)).persist()
+    num_pairs = pairs.count()
+    log.info("step=pairs images=%d pairs=%d seconds=%.1f", num_images, num_pairs, time.perf_counter() - start)
+    found = near_duplicates.groups(images, pairs, near_duplicates.components(pairs, num_pairs)).persist()
     spec = delta.TableSpec(
         paths.path("duplicates"),
         tables.DUPLICATES,

@@ -18,26 +18,33 @@ CATALOG_PHOTOS = 50_000  # that the probes are compared with: enough for the tai
 
 @dataclass(frozen=True)
 class CatalogSample:
-    """Photos of the release: hashes (M, 32), colours (M, 48), owners, URIs; the first `num_probes` are probed."""
+    """Photos of the release: hashes (M, 32), colours (M, 48), a number for the product of each; URIs of the first, to probe."""
 
     hashes: np.ndarray
     colours: np.ndarray
-    product_ids: list[str]
+    owners: np.ndarray
     uris: list[str]
-    num_probes: int
 
 
 def sample_catalog(shards: list[Shard], num_probes: int, seed: int) -> CatalogSample:
     """A seeded sample of the photos of all shards, in random order."""
-    places = [(s, image) for s, shard in enumerate(shards) for image in range(shard.records.images.num_rows)]
-    order = np.random.default_rng(seed).permutation(len(places))[:CATALOG_PHOTOS]
-    chosen = [(shards[s], image) for s, image in (places[i] for i in order)]
+    sizes_S = np.array([shard.records.images.num_rows for shard in shards])
+    num = min(int(sizes_S.sum()), CATALOG_PHOTOS)
+    places_M = np.random.default_rng(seed).choice(sizes_S.sum(), num, replace=False)
+    shards_M = np.searchsorted(sizes_S.cumsum(), places_M, side="right")
+    images_M = places_M - (sizes_S.cumsum() - sizes_S)[shards_M]
+    hashes, colours, owners = np.empty((num, 32), np.uint8), np.empty((num, 48), np.uint8), np.empty((num, 2), np.int64)
+    for place, shard in enumerate(shards):
+        mine = shards_M == place
+        images = images_M[mine]
+        hashes[mine], colours[mine] = shard.hashes_M32[images], shard.colours_M48[images]
+        owners[mine] = np.stack([np.full(len(images), place), shard.records.product_of_image[images]], axis=1)
+    probed = zip(shards_M[:num_probes], images_M[:num_probes], strict=True)
     return CatalogSample(
-        hashes=np.stack([shard.hashes_M32[image] for shard, image in chosen]),
-        colours=np.stack([shard.colours_M48[image] for shard, image in chosen]),
-        product_ids=[shard.records.product_id(int(shard.records.product_of_image[image])) for shard, image in chosen],
-        uris=[shard.records.image_uri(image) for shard, image in chosen],
-        num_probes=min(num_probes, len(chosen)),
+        hashes=hashes,
+        colours=colours,
+        owners=np.unique(owners, axis=0, return_inverse=True)[1].ravel(),
+        uris=[shards[place].records.image_uri(image) for place, image in probed],
     )
 
 
@@ -59,7 +66,7 @@ def calibrate_exit(sample: CatalogSample, probes: list[Probe], config: HashConfi
     return calibrate(
         sample.hashes,
         sample.colours,
-        sample.product_ids,
+        sample.owners,
         probes,
         max_distance=config.max_distance,
         target_false_accept=config.target_false_accept,

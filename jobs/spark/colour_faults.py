@@ -4,27 +4,34 @@ A signature (serve.vision.hash) is 4 x 4 cells of mean CIELAB. A cell mixes good
 the chroma on that a pixel needs.
 """
 
-from functools import partial
+from dataclasses import replace
 from itertools import chain
 
+import numpy as np
+import pyarrow as pa
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
+from pyspark.sql.types import BooleanType
 
-from jobs.colours import PLAIN, REGIONS, UNJUDGED, WORDS, Region
+from jobs.colours import PLAIN, REGIONS, UNJUDGED, WORDS, lies_in
 from jobs.spark.catalog_faults import fault, shown_as, usable
 from serve.vision.hash import CELLS
 
 BLACK_IN_A_CELL = 15  # lightness that white ground adds to a black thing in its cell
+IN_A_CELL = {
+    name: replace(region, min_chroma=region.min_chroma / 2, max_lightness=min(100, region.max_lightness + BLACK_IN_A_CELL))
+    for name, region in REGIONS.items()
+}
 MAX_PHOTOS = 8  # of a product; pixels of all are read
 
 
 def colour_suspects(catalog: DataFrame, features: DataFrame) -> DataFrame:
     """As faults; `kind` lists the families that are named, `shown` every photo of the product (at most MAX_PHOTOS)."""
-    signatures = features.where("crop = 0 and colour is not null").select("image_id", cells(F.col("colour")).alias("cells"))
+    signatures = features.where("crop = 0 and colour is not null").select("image_id", "colour")
     named = named_families(F.col("color"), F.col("title")).alias("named")
     naming = usable(catalog).select("product_id", "title", "color", "image_id", "image_uri", "position", named)
     naming = naming.where((F.size("named") > 0) & ~F.array_contains("named", UNJUDGED))
-    photos = naming.join(signatures, on="image_id", how="inner").withColumn("seen", sees(F.col("cells"), F.col("named")))
+    photos = naming.join(signatures, on="image_id", how="inner").withColumn("seen", sees("colour", "named"))
     says = F.coalesce(F.concat(F.lit("color: "), "color"), F.lit("named in the title"))
     entry = F.struct("position", shown_as(F.col("product_id"), F.col("title"), F.col("image_uri"), says).alias("entry"))
     products = photos.groupBy("product_id").agg(
@@ -55,32 +62,13 @@ def _families(text: Column, words: frozenset[str]) -> Column:
     return F.array_distinct(F.flatten(F.filter(found, lambda families: families.isNotNull())))
 
 
-def cells(signature: Column) -> Column:
-    """The 48 bytes as an array of (lightness, a, b) structs."""
-    hexed = F.hex(signature)
-
-    def byte(place: Column) -> Column:
-        return F.conv(F.substr(hexed, place * 2 + 1, F.lit(2)), 16, 10).cast("double")
-
-    numbers = F.sequence(F.lit(0), F.lit(CELLS**2 - 1))
-    return F.transform(
-        numbers,
-        lambda i: F.struct(byte(i * 3).alias("l"), (byte(i * 3 + 1) - 128).alias("a"), (byte(i * 3 + 2) - 128).alias("b")),
-    )
-
-
-def sees(cells: Column, named: Column) -> Column:
-    """Whether a cell has one of the named colours."""
-    found = F.lit(False)
-    for name, region in REGIONS.items():
-        found = found | (F.array_contains(named, name) & F.exists(cells, partial(_within, region)))
-    return found
-
-
-def _within(region: Region, cell: Column) -> Column:
-    chroma = F.hypot(cell["a"], cell["b"])
-    hue = F.pmod(F.degrees(F.atan2(cell["b"], cell["a"])), F.lit(360.0))
-    first, last = region.hues
-    in_hues = hue.between(first, last) if first <= last else (hue >= first) | (hue <= last)
-    in_lightness = cell["l"] <= min(100.0, region.max_lightness + BLACK_IN_A_CELL)
-    return in_hues & chroma.between(region.min_chroma / 2, region.max_chroma) & in_lightness
+@F.arrow_udf(BooleanType())  # type: ignore[untyped-decorator]
+def sees(signatures: pa.Array, named: pa.Array) -> pa.Array:
+    """Whether a cell of each signature (48 bytes) has one of the named colours."""
+    bytes_N48 = np.frombuffer(b"".join(signatures.to_pylist()), np.uint8)
+    cells_NC3 = bytes_N48.reshape(-1, CELLS**2, 3) - np.array([0.0, 128.0, 128.0])
+    has = {
+        name: np.atleast_1d(within_NC.any(axis=1))
+        for name, within_NC in zip(IN_A_CELL, lies_in(cells_NC3, IN_A_CELL.values()), strict=True)
+    }
+    return pa.array(any(has[name][row] for name in families) for row, families in enumerate(named.to_pylist()))

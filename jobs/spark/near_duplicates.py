@@ -14,10 +14,13 @@ import numpy as np
 import pyarrow as pa
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from jobs.spark.near_hashes import Band, bands_for, flips_of, links
 
 ROWS_A_TASK = 16_000_000  # 32 bytes each, and about three times as much beside them
+PAIRS_A_TASK = 5_000_000  # 64 bytes each, and about three times as much beside them
 PAIRS = "a ARRAY<BIGINT>, b ARRAY<BIGINT>, distance INT"
 
 
@@ -78,7 +81,7 @@ class Parts:
             return
         hashes = pa.Table.from_batches(given)
         part = hashes["part"][0].as_py()
-        words_N4 = hashes["words"].combine_chunks().flatten().to_numpy().reshape(-1, 4)
+        words_N4 = _words(hashes["words"])
         band, prefix = self.bands[part >> self.prefix_bits], part & ((1 << self.prefix_bits) - 1)
         lefts, rights, distances = links(words_N4.view(np.uint64), band, self.radius, prefix, self.prefix_bits)
         yield pa.RecordBatch.from_pydict(
@@ -86,12 +89,14 @@ class Parts:
         )
 
 
-def components(pairs: DataFrame) -> DataFrame:
-    """Connected components of pairs (a, b): vertex, label (the smallest vertex of its component).
+def components(pairs: DataFrame, num_pairs: int, rows_a_task: int = PAIRS_A_TASK) -> DataFrame:
+    """Connected components of so many pairs (a, b): vertex, label (one vertex of its component).
 
-    Every round, a vertex takes the smallest label around it and then its label's label, so that long chains close in a few
-    rounds; the rounds end when nothing changes.
+    Few enough go to one task. With more, in every round a vertex takes the smallest label around it and then its label's label,
+    so that long chains close in a few rounds; the rounds end when nothing changes.
     """
+    if num_pairs <= rows_a_task:
+        return pairs.select("a", "b").coalesce(1).mapInArrow(_joined, "vertex ARRAY<BIGINT>, label ARRAY<BIGINT>")
     edges = pairs.select("a", "b").union(pairs.select("b", "a")).toDF("vertex", "neighbour").persist()
     labels = edges.groupBy("vertex").agg(F.min(F.least("vertex", "neighbour")).alias("label")).localCheckpoint()
     while True:
@@ -123,6 +128,27 @@ def groups(images: DataFrame, pairs: DataFrame, labels: DataFrame) -> DataFrame:
     members = by_hash.withColumn("group", group).join(sizes.where("group_size > 1"), on="group", how="inner")
     distance = F.when(F.size("ids") > 1, F.lit(0)).otherwise(F.col("distance")).cast("int")
     return members.select(F.explode("ids").alias("image_id"), "group_id", "group_size", distance.alias("nearest_distance"))
+
+
+def _joined(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """The components of all pairs (a, b)."""
+    if not (given := list(batches)):
+        return
+    pairs = pa.Table.from_batches(given)
+    ends = np.concatenate([_words(pairs["a"]), _words(pairs["b"])])
+    coded = pa.FixedSizeBinaryArray.from_buffers(pa.binary(32), len(ends), [None, pa.py_buffer(ends)]).dictionary_encode()
+    lefts, rights = coded.indices.to_numpy().reshape(2, -1)
+    num = len(coded.dictionary)
+    graph = coo_array((np.ones(len(lefts), np.int8), (lefts, rights)), shape=(num, num))
+    of_vertex = connected_components(graph, directed=False)[1]
+    first_of_component = np.unique(of_vertex, return_index=True)[1]
+    vertices_V4 = np.frombuffer(coded.dictionary.buffers()[1], np.int64, 4 * num).reshape(-1, 4)
+    yield pa.RecordBatch.from_pydict({"vertex": _lists(vertices_V4), "label": _lists(vertices_V4[first_of_component[of_vertex]])})
+
+
+def _words(lists: pa.ChunkedArray) -> np.ndarray:
+    words_N4: np.ndarray = lists.combine_chunks().flatten().to_numpy().reshape(-1, 4)
+    return words_N4
 
 
 def _lists(words_N4: np.ndarray) -> pa.Array:

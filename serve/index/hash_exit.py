@@ -90,7 +90,7 @@ def accept(
 def calibrate(
     hashes_N32: np.ndarray,
     colours_N48: np.ndarray,
-    product_ids: Sequence[str],
+    owners_N: Sequence[str] | np.ndarray,
     probes: Sequence[Probe],
     *,
     max_distance: int,
@@ -101,12 +101,13 @@ def calibrate(
 
     `probes` holds every distortion, the original too, of a sample of catalog images. A foreign photo is a probe whose own
     product is left out of the catalog, and with it every row that shows the same picture: no farther from the original
-    than re-encoding moves a picture. `lookup` (hashes_832, radius) -> (rows, variants, distances); none = compare with all.
+    than re-encoding moves a picture. `owners_N`: the product of each image.
+    `lookup` (hashes_832, radius) -> (rows, variants, distances); none = compare with all.
     """
     if not any(probe.distortion == ORIGINAL for probe in probes):
         raise ValueError(f"{len(probes)} probes, none of them {ORIGINAL!r}; the hash exit is calibrated on catalog images")
     find = lookup or (lambda hashes_832, radius: _scan(hashes_N32, hashes_832, radius))
-    queries = [_Query.of(probe, find, colours_N48, np.asarray(product_ids), max_distance) for probe in probes]
+    queries = [_Query.of(probe, find, colours_N48, np.asarray(owners_N), max_distance) for probe in probes]
     genuine = [query for query in queries if not query.is_original]
     noise, colour_noise = _noise(genuine)
     same_picture = defaultdict(set, {q.row: q.rows_within(noise, colour_noise) for q in queries if q.is_original})
@@ -136,10 +137,10 @@ class _Query:
     colour_distances: np.ndarray  # (C,) float32
 
     @classmethod
-    def of(cls, probe: Probe, find: Lookup, colours_N48: np.ndarray, product_ids_N: np.ndarray, radius: int) -> "_Query":
+    def of(cls, probe: Probe, find: Lookup, colours_N48: np.ndarray, owners_N: np.ndarray, radius: int) -> "_Query":
         rows, variants, distances = find(probe.fingerprint.hashes, radius)
         colours = colour_distance(colours_N48[rows], probe.fingerprint.colours[variants])
-        is_own = product_ids_N[rows] == product_ids_N[probe.row]
+        is_own = owners_N[rows] == owners_N[probe.row]
         return cls(probe.row, probe.distortion == ORIGINAL, probe.fingerprint.quality, rows, is_own, distances, colours)
 
     def to_itself(self) -> list[tuple[float, float]]:

@@ -7,23 +7,24 @@ cosines go together.
 
     hashes.mih   uint32: (15, 2**17 + 1) first place of each bucket, then (15, M) rows by bucket; for SCAN_BELOW rows and more
 
-A stored hash takes 32 bytes, its places 60, the buckets 8 at a million rows. Fewer rows are compared one by one.
+A stored hash takes 32 bytes, its places 60, the buckets 8 at a million rows. Fewer rows than SCAN_BELOW are all compared (FAISS).
 Letters: M stored hashes, V = 8 dihedral variants of the query, T tables, B places of a bucket mask, C candidates.
 """
 
-from functools import cache
+from functools import cache, cached_property
 from itertools import combinations
 from pathlib import Path
 
+import faiss
 import numpy as np
 
+HASH_BYTES = 32
 TABLES_FILE = "hashes.mih"
 NUM_TABLES = 15
 KEY_BITS = 17
 BUCKETS = 2**KEY_BITS
-SCAN_BELOW = 50_000  # rows: so many are scanned in the time that the probes take
+SCAN_BELOW = 50_000  # rows: fewer are scanned in the time that the probes take
 CHUNK_ROWS = 65_536  # whose keys are made at once
-SCAN_ROWS = 1_024  # compared with all variants at once: 256 kB, which stays in the cache
 MASKS = [
     np.array([sum(1 << bit for bit in bits) for n in range(radius + 1) for bits in combinations(range(KEY_BITS), n)], np.int64)
     for radius in range(4)
@@ -86,14 +87,17 @@ class HashTable:
 
     def _scan(self, hashes_V32: np.ndarray, max_distance: int) -> Found:
         """Compared with all."""
-        queries_V14 = hashes_V32.view(np.uint64)[:, None]
-        found = [(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.int32))]
-        for start in range(0, len(self.words_M4), SCAN_ROWS):
-            distances_VM = set_bits(self.words_M4[start : start + SCAN_ROWS] ^ queries_V14)
-            variants, rows = np.nonzero(distances_VM <= max_distance)
-            found.append((start + rows, variants, distances_VM[variants, rows]))
-        rows, variants, distances = (np.concatenate(parts) for parts in zip(*found, strict=True))
-        return rows, variants, distances
+        faiss.omp_set_num_threads(1)  # of this thread's calls; more would cost more than they save
+        ends, distances, rows = self.flat.range_search(hashes_V32, max_distance + 1)
+        sizes_V = np.diff(ends.view(np.int64)).astype(np.int64)
+        return rows, np.repeat(np.arange(len(hashes_V32)), sizes_V), distances.astype(np.int32)
+
+    @cached_property
+    def flat(self) -> faiss.IndexBinaryFlat:
+        """A copy of all hashes; made where they are few, or the radius is wider than tables reach."""
+        index = faiss.IndexBinaryFlat(8 * HASH_BYTES)
+        index.add(self.words_M4.view(np.uint8))
+        return index
 
     def _probe(self, hashes_V32: np.ndarray, max_distance: int) -> Found:
         """Compared with what lies in the buckets around the keys."""

@@ -106,7 +106,8 @@ def test_hashes_that_share_most_of_their_bands(spark: SparkSession, dealt: tuple
     assert joined(found, len(hashes)) == joined(truth, len(hashes))
 
 
-def test_groups_are_connected_components(spark: SparkSession) -> None:
+@pytest.mark.parametrize("pairs_a_task", [100, 0], ids=["one task", "rounds"])
+def test_groups_are_connected_components(spark: SparkSession, pairs_a_task: int) -> None:
     """A chain whose ends are far apart is one group; equal hashes are at distance 0; flat pictures and loners stay out."""
     rng = random.Random(5)
     chain = [rng.getrandbits(256)]
@@ -115,7 +116,7 @@ def test_groups_are_connected_components(spark: SparkSession) -> None:
     twin, loner = rng.getrandbits(256), rng.getrandbits(256)
     images = hashed_images(spark, [*chain, twin, twin, loner]).persist()
     pairs = near_pairs(images.select("words").distinct(), 15, RADIUS).persist()
-    found = {row["image_id"]: row for row in groups(images, pairs, components(pairs)).collect()}
+    found = {row["image_id"]: row for row in groups(images, pairs, components(pairs, pairs.count(), pairs_a_task)).collect()}
     assert sorted(found) == [image_id(i) for i in range(15)]
     assert {(row["group_id"], row["group_size"]) for i, row in found.items() if i < image_id(13)} == {(image_id(0), 13)}
     assert {found[image_id(i)]["nearest_distance"] for i in (13, 14)} == {0}
