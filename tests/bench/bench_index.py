@@ -2,8 +2,10 @@
 
     make bench-index [SIZES="100000 1000000"]
     python -m tests.bench.bench_index --sizes 100000 1000000 [--systems ours scann] [--peers .venv-bench/bin/python]
+    python -m tests.bench.bench_index --sizes 1000000 --photos FOLDER      their embeddings, repeated with noise
 
-Results go to results/index-<size>.json, system by system (what is there already is kept with --keep), and to a plot beside.
+Results go to results/index-<size>.json or index-photos-<size>.json, system by system (what is there already is kept with --keep),
+and to a plot beside.
 One core: a rate is queries a CPU second, so that what else the machine does matters less. `ours` is the kernel on a shard as
 build_shards writes it; `faiss` the same type built and searched by FAISS alone, in turns with it.
 """
@@ -33,7 +35,7 @@ from serve.index.template import train_template
 from serve.index.writer import write_vectors
 from tests.bench.index_plots import plot
 from tests.bench.index_shard import write_bench_shard
-from tests.bench.index_vectors import PLACES, generated, recall
+from tests.bench.index_vectors import PLACES, embedded, generated, recall, tiled
 from tests.bench.record import RESULTS, record
 
 FAISS: Any = faiss
@@ -241,11 +243,15 @@ def main() -> None:
     parser.add_argument("--systems", nargs="+", default=["ours"])
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--peers", default=".venv-bench/bin/python")
+    parser.add_argument("--photos", type=Path, help="folder of photos, whose embeddings are tiled with noise; none = generated")
+    parser.add_argument("--bundle", type=Path, default=Path("serve/bundles/generated-v1"), help="what embeds --photos")
     parser.add_argument("--keep", action="store_true", help="systems that were measured before stay as they are")
     args = parser.parse_args()
+    real = None if args.photos is None else embedded(args.photos, args.bundle)
     for size in args.sizes:
-        folder = generated(args.folder, size)
-        name = f"index-{size}" + (f"-{args.threads}-threads" if args.threads > 1 else "")
+        folder = generated(args.folder, size) if real is None else tiled(args.folder, real, size)
+        name = f"index-{'' if real is None else 'photos-'}{size}" + (f"-{args.threads}-threads" if args.threads > 1 else "")
+        dim = np.load(folder / "queries.npy", mmap_mode="r").shape[1]
         path = RESULTS / f"{name}.json"
         figures: dict[str, Any] = json.loads(path.read_text())["figures"]["systems"] if args.keep and path.is_file() else {}
         for system in args.systems:
@@ -258,7 +264,7 @@ def main() -> None:
             else:
                 figures[system] = bench_peer(args.peers, system, folder, args.threads)
             rates = {other: rate_at(found.get("points", [])) for other, found in figures.items()}
-            document = {"vectors": size, "dim": 256, "places": PLACES, "qps_at_recall_0.95": rates, "systems": figures}
+            document = {"vectors": size, "dim": dim, "places": PLACES, "qps_at_recall_0.95": rates, "systems": figures}
             record(name, document, ("faiss-gpu", "numpy"))
             sys.stdout.write(f"{size} {system}: " + json.dumps(rates) + "\n")
             sys.stdout.flush()

@@ -11,6 +11,9 @@ from pathlib import Path
 import numpy as np
 
 from serve.index.exact import exact_search
+from serve.vision.bundle import Bundle
+from serve.vision.image import decode_image
+from serve.vision.spec import DecodeLimits, RuntimeConfig
 
 DIM = 256
 NUM_QUERIES = 1000
@@ -50,6 +53,13 @@ def generated(folder: Path, num: int, seed: int = 7) -> Path:
         vectors[start : start + size] = unit(rows @ rotation)
     vectors.flush()
     return with_queries(target, vectors, random)
+
+
+def embedded(photos: Path, bundle_folder: Path) -> np.ndarray:
+    """(M, D) embeddings of every JPEG below a folder, whole."""
+    bundle = Bundle.load(bundle_folder, RuntimeConfig())
+    pixels = (decode_image(path.read_bytes(), DecodeLimits()) for path in sorted(photos.rglob("*.jpg")))
+    return np.concatenate([bundle.encoder.encode([image])[0] for image in pixels])
 
 
 def tiled(folder: Path, real: np.ndarray, num: int, seed: int = 7) -> Path:
