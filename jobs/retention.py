@@ -25,6 +25,8 @@ from serve.registry import CHAMPION, PREVIOUS, registered
 
 log = logging.getLogger(__name__)
 
+OF_SMALL_COMMITS = ("inserts", "feedback", "judgments", "runs")
+SMALL_FILES = 100  # that every reader of a table opens one by one
 CHECKPOINT = ".checkpoint.parquet"  # after the version, of 20 digits
 
 
@@ -81,6 +83,21 @@ def vacuum(tables: Tables, name: str, keep: Iterable[int], min_age_hours: float)
             removed += 1
     log.info("table=%s versions kept=%s files removed=%d", name, held, removed)
     return removed
+
+
+def compact(tables: Tables, name: str, small_files: int = SMALL_FILES) -> int:
+    """Joins the files of a table that grows by small commits, once there are so many; how many were joined.
+
+    The commit changes no row. Whoever reads the table on knows old rows in new files (serve.api.inserts).
+    """
+    if table_version(tables, name) is None:
+        return 0
+    table = DeltaTable(tables.path(name))
+    if len(table.file_uris()) < small_files:
+        return 0
+    joined = int(table.optimize.compact()["numFilesRemoved"])
+    log.info("table=%s files joined=%d", name, joined)
+    return joined
 
 
 def trim_log(tables: Tables, name: str, keep: Iterable[int], min_age_hours: float) -> int:

@@ -11,10 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from deltalake import DeltaTable
 
+from jobs.forget_product import keep_rows
+from jobs.retention import compact, vacuum
+from jobs.tables import Tables
 from serve.api.cascade import Cascade
 from serve.api.changes import Change
 from serve.api.host import Host
@@ -23,7 +27,7 @@ from serve.api.metrics import Metrics
 from serve.api.routes import create_app
 from serve.api.served import ServedRelease
 from serve.api.towers import AskEncoder
-from serve.index.inserts import CHANGE
+from serve.index.inserts import CHANGE, DELETE, EMPTY
 from tests.api.conftest import searchers
 from tests.api.live_app import live
 from tests.api.tiny_release import NUM_PRODUCTS, RELEASE_ID, TinyRelease, encoded, picture
@@ -230,3 +234,29 @@ def test_what_the_release_holds_is_not_read_again(store: Store) -> None:
     assert [row["product_id"] for row in later.read_new()] == ["p/02"] and later.read_new() == []
     assert all("pixels" not in name for name in pq.read_schema(next(Path(later.path).glob("*.parquet"))).names)
     cascade.close()
+
+
+@pytest.mark.parametrize("rewrite", ["joined", "one forgotten"])
+def test_old_rows_in_files_written_anew_are_not_read_again(store: Store, rewrite: str) -> None:
+    """What was put or deleted long ago stays folded in, for open replicas and for new ones; what is new is found."""
+    tables = Tables(store.tiny.settings.store.tables)
+
+    def row(product_id: str, minute: int) -> dict[str, Any]:
+        return {**EMPTY, "product_id": product_id, "at": 60_000_000 * minute, "kind": DELETE, "bundle_digest": "", "crops": None}
+
+    first = Inserts(store.tiny.settings.store, store.served.manifest)
+    first.append([row("old/1", 10), row("forgotten", 10)])
+    first.append([row("old/2", 98), row("last minute", 100)])
+    manifest = store.served.manifest.model_copy(update={"tables": {**store.served.manifest.tables, "inserts": 2}})
+    open_already = Inserts(store.tiny.settings.store, manifest)
+    assert open_already.read_new() == []
+    first.append([row("new/1", 101), row("forgotten", 101)])
+    if rewrite == "joined":
+        assert compact(tables, "inserts", small_files=4) == 0, "three files are few"
+        assert compact(tables, "inserts", small_files=3) == 3
+    else:
+        keep_rows(tables, "inserts", pc.field("product_id") != "forgotten")
+    vacuum(tables, "inserts", (), min_age_hours=0)
+    for replica in (open_already, Inserts(store.tiny.settings.store, manifest)):
+        assert {found["product_id"] for found in replica.read_new()} - {"forgotten", "last minute"} == {"new/1"}
+        assert replica.read_new() == []
