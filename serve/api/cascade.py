@@ -167,11 +167,13 @@ class Cascade:
             others = await self.towers.turned(query.image)
         except Problem:
             return wanted, found
-        looks = [wanted, *(self.seen(query, crops, quarters) for crops, quarters in zip(others, QUARTERS, strict=True))]
-        searches = [self.find(look.embeddings_QD, depth, look.routes, look.filters, fresh) for look in looks[1:]]
-        finds = [found, *await asyncio.gather(*searches)]
-        best = best_turn([best_score(each.candidates) for each in finds], self.turns.lead)
-        return looks[best], finds[best]
+        looks = [self.seen(query, crops, quarters) for crops, quarters in zip(others, QUARTERS, strict=True)]
+        embeddings_QD, routes = np.concatenate([look.embeddings_QD for look in looks]), [r for look in looks for r in look.routes]
+        together = await self.find(embeddings_QD, depth, routes, wanted.filters, fresh)
+        candidates = iter(together.candidates)
+        finds = [replace(together, candidates=[next(candidates) for _ in look.routes]) for look in looks]
+        best = best_turn([best_score(each.candidates) for each in (found, *finds)], self.turns.lead)
+        return (wanted, found) if best == 0 else (looks[best - 1], finds[best - 1])
 
     def may_turn(self, query: Query, found: Found) -> bool:
         """Whether a photo is worth another look: a whole one, in which nothing near was found though every shard answered."""
