@@ -71,4 +71,5 @@ def sees(signatures: pa.Array, named: pa.Array) -> pa.Array:
         name: np.atleast_1d(within_NC.any(axis=1))
         for name, within_NC in zip(IN_A_CELL, lies_in(cells_NC3, IN_A_CELL.values()), strict=True)
     }
-    return pa.array(any(has[name][row] for name in families) for row, families in enumerate(named.to_pylist()))
+    seen = (any(has[name][row] for name in families) for row, families in enumerate(named.to_pylist()))
+    return pa.array(seen, pa.bool_())

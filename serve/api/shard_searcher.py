@@ -3,9 +3,9 @@
 # Letters: Q query crops, D embedding width.
 
 import asyncio
+import atexit
 import logging
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -48,12 +48,19 @@ class ShardSearcher:
         self.groups = Kept(lambda other: LiveGroup(settings, other, group))
         self.groups.get(release_id)
         self.threads = ThreadPoolExecutor(THREADS, thread_name_prefix="searcher")
-        threading.Thread(target=self.follow, args=(settings.serve.tail_s,), name="inserts", daemon=True).start()
+        self.ended = threading.Event()
+        self.following = threading.Thread(target=self.follow, args=(settings.serve.tail_s,), name="inserts", daemon=True)
+        self.following.start()
+        atexit.register(self.close)  # a thread that reads a file while the interpreter ends crashes it
+
+    def close(self) -> None:
+        """From now on changes are not taken in."""
+        self.ended.set()
+        self.following.join()
 
     def follow(self, tail_s: float) -> None:
-        """Takes in what was changed, as long as this process lives."""
-        while True:
-            time.sleep(tail_s)
+        """Takes in what was changed, until `close`."""
+        while not self.ended.wait(tail_s):
             for group in self.groups.all():
                 try:
                     group.hide_changed()
