@@ -43,7 +43,7 @@ from serve.vision.bundle import CropFeatures
 from serve.vision.bundle_files import read_config
 from serve.vision.device import fits_browsers
 from serve.vision.fusion import fuse_query
-from serve.vision.turns import QUARTERS, best_turn
+from serve.vision.turns import best_turn
 
 T = TypeVar("T")
 LOOKED_AT = 10  # products like a new one, of which the first with a look lends it
@@ -161,19 +161,26 @@ class Cascade:
         return Wanted(embeddings_QD, routes, why_near("your photo"), query.filters, crops, quarters)
 
     async def turned(self, query: Query, wanted: Wanted, found: Found, depth: int, fresh: Fresh) -> tuple[Wanted, Found]:
-        """What is seen and found in the photo's best quarter turn; as it came, where no encoder has time for the others."""
+        """What is seen and found in the photo's best quarter turn, which the crops seen so far choose; as it came, where no
+        encoder has time for others.
+        """
         assert query.image is not None and self.turns is not None
         try:
-            others = await self.towers.turned(query.image)
+            glances = await self.towers.turned(query.image, tuple(crop.crop for crop in wanted.crops))
+            looks = [self.seen(query, crops) for crops in glances]
+            embeddings_QD, routes = (
+                np.concatenate([look.embeddings_QD for look in looks]),
+                [r for look in looks for r in look.routes],
+            )
+            candidates = iter((await self.find(embeddings_QD, depth, routes, wanted.filters, fresh)).candidates)
+            scores = [best_score([next(candidates) for _ in look.routes]) for look in looks]
+            quarters = best_turn([best_score(found.candidates), *scores], self.turns.lead)
+            if not quarters:
+                return wanted, found
+            wanted = self.seen(query, await self.towers.photo(query.image, (), quarters=quarters), quarters)
         except Problem:
             return wanted, found
-        looks = [self.seen(query, crops, quarters) for crops, quarters in zip(others, QUARTERS, strict=True)]
-        embeddings_QD, routes = np.concatenate([look.embeddings_QD for look in looks]), [r for look in looks for r in look.routes]
-        together = await self.find(embeddings_QD, depth, routes, wanted.filters, fresh)
-        candidates = iter(together.candidates)
-        finds = [replace(together, candidates=[next(candidates) for _ in look.routes]) for look in looks]
-        best = best_turn([best_score(each.candidates) for each in (found, *finds)], self.turns.lead)
-        return (wanted, found) if best == 0 else (looks[best - 1], finds[best - 1])
+        return wanted, await self.find(wanted.embeddings_QD, depth, wanted.routes, wanted.filters, fresh)
 
     def may_turn(self, query: Query, found: Found) -> bool:
         """Whether a photo is worth another look: a whole one, in which nothing near was found though every shard answered."""

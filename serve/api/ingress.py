@@ -51,7 +51,7 @@ class Ingress:
         release_id = served.manifest.release_id
         searchers = self.searchers[: len(served.shard_groups)]
         groups = [asked(searcher, "search", release_id) for searcher in searchers]
-        towers = AskEncoder(*(asked(self.encoder, method, release_id) for method in ("analyse", "embed_text", "analyse_turned")))
+        towers = AskEncoder(*(asked(self.encoder, method, release_id) for method in ("analyse", "embed_text", "turned_crops")))
         cascade = Cascade(served, self.settings, towers, groups, lost=(RayActorError,))
         exact = [asked(searcher, "search_exactly", release_id) for searcher in searchers]
         cascade.probe = RecallProbe(exact, self.settings.serve.probe_frac, self.counted)

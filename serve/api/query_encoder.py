@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +17,11 @@ from serve.index.manifest import BundleEntry, read_manifest
 from serve.registry import release_folder
 from serve.settings import Settings
 from serve.vision.bundle import Bundle, CropFeatures, TextError
-from serve.vision.crop import MIN_DRAWN_PX, BoxError, crops_of_drawn
+from serve.vision.crop import MIN_DRAWN_PX, BoxError, Crop, crops_of_drawn
 from serve.vision.guarded import GuardedDecoder
 from serve.vision.image import ImageError
 from serve.vision.spec import RuntimeConfig
-from serve.vision.turns import QUARTERS, quarter_turned, turned_back
+from serve.vision.turns import quarter_turned, turned_back
 
 KEPT_TEXTS = 1_000
 BATCHES_AHEAD = 2  # of decoded photos held at once: one in the networks, one that waits
@@ -102,6 +102,10 @@ class Encoders:
             answers |= dict(zip(places, found, strict=True))
         return [answers[place] for place in range(len(asked))]
 
+    def turned_crops(self, release_id: str, pixels: np.ndarray, crops: Sequence[Crop]) -> list[list[CropFeatures]]:
+        """See Bundle.turned_crops."""
+        return self.of(release_id).bundle.turned_crops(pixels, crops)
+
     def embed_text(self, release_id: str, text: str) -> np.ndarray | Refused:
         """See PhotoEncoder.embed_text."""
         return self.of(release_id).embed_text(text)
@@ -121,25 +125,30 @@ class QueryEncoder:
         self.thread = ThreadPoolExecutor(1, thread_name_prefix="encoder")
         self.photos = Batcher(self.encoders.analyse, settings.serve.batch_size, self.thread)
 
-    async def analyse(self, release_id: str, photo: bytes, boxes: Boxes, may_wait: bool) -> Analysis:
-        """Crops of one photo; without boxes crop 0 is the whole photo. `may_wait`: others go first."""
+    async def analyse(self, release_id: str, photo: bytes, boxes: Boxes, may_wait: bool, quarters: int = 0) -> Analysis:
+        """Crops of one photo; without boxes crop 0 is the whole photo. `may_wait`: others go first. `quarters`: turns after
+        which they are found; their boxes are in the photo as it came.
+        """
         await self._opened(release_id)
         async with self.patient_ahead if may_wait else self.ahead:
-            pixels = await asyncio.get_running_loop().run_in_executor(self.decoding, decoded, self.decoder, photo, boxes)
+            pixels = await self._decoded(photo, boxes)
             if isinstance(pixels, Refused):
                 return pixels
-            return await self.photos.ask((release_id, pixels, boxes), may_wait=may_wait)
+            found = await self.photos.ask((release_id, quarter_turned(pixels, quarters), boxes), may_wait=may_wait)
+        return turned_back(found, quarters, pixels.shape[1], pixels.shape[0])
 
-    async def analyse_turned(self, release_id: str, photo: bytes) -> list[list[CropFeatures]] | Refused:
-        """Crops of one photo after each other quarter turn, their boxes in the photo as it came."""
+    async def turned_crops(self, release_id: str, photo: bytes, crops: tuple[Crop, ...]) -> list[list[CropFeatures]] | Refused:
+        """Crops of one photo after each other quarter turn, the encoder alone."""
         await self._opened(release_id)
         async with self.ahead:
-            pixels = await asyncio.get_running_loop().run_in_executor(self.decoding, decoded, self.decoder, photo, ())
+            pixels = await self._decoded(photo, ())
             if isinstance(pixels, Refused):
                 return pixels
-            looks = [self.photos.ask((release_id, quarter_turned(pixels, quarters), ())) for quarters in QUARTERS]
-            found = zip(await asyncio.gather(*looks), QUARTERS, strict=True)
-        return [turned_back(crops, quarters, pixels.shape[1], pixels.shape[0]) for crops, quarters in found]
+            call = partial(self.encoders.turned_crops, release_id, pixels, crops)
+            return await asyncio.get_running_loop().run_in_executor(self.thread, call)
+
+    async def _decoded(self, photo: bytes, boxes: Boxes) -> np.ndarray | Refused:
+        return await asyncio.get_running_loop().run_in_executor(self.decoding, decoded, self.decoder, photo, boxes)
 
     async def embed_text(self, release_id: str, text: str) -> np.ndarray | Refused:
         """(D,) embedding of one text."""

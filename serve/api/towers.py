@@ -12,6 +12,7 @@ from serve.api.schemas import Box
 from serve.api.searchers import Lost, ask_again
 from serve.api.served import ServedRelease
 from serve.vision.bundle import CropFeatures
+from serve.vision.crop import Crop
 
 T = TypeVar("T")
 
@@ -27,11 +28,11 @@ class Refused:
 
 @dataclass(frozen=True)
 class AskEncoder:
-    """The encoder's two towers, and the photo's in its other quarter turns."""
+    """The encoder's two towers, and crops of a photo in its other quarter turns."""
 
-    photo: Callable[[bytes, tuple[Box, ...], bool], Awaitable[list[CropFeatures] | Refused]]
+    photo: Callable[[bytes, tuple[Box, ...], bool, int], Awaitable[list[CropFeatures] | Refused]]
     text: Callable[[str], Awaitable[np.ndarray | Refused]]
-    turned: Callable[[bytes], Awaitable[list[list[CropFeatures]] | Refused]]
+    turned: Callable[[bytes, tuple[Crop, ...]], Awaitable[list[list[CropFeatures]] | Refused]]
 
 
 class Towers:
@@ -40,12 +41,14 @@ class Towers:
     def __init__(self, served: ServedRelease, ask: AskEncoder, timeout_s: float, lost: Lost) -> None:
         self.served, self.ask, self.timeout_s, self.lost = served, ask, timeout_s, lost
 
-    async def photo(self, photo: bytes, boxes: tuple[Box, ...], *, may_wait: bool = False) -> list[CropFeatures]:
-        """Crops of a photo; one that `may_wait` lets queries go first.
+    async def photo(
+        self, photo: bytes, boxes: tuple[Box, ...], *, may_wait: bool = False, quarters: int = 0
+    ) -> list[CropFeatures]:
+        """Crops of a photo, found after so many quarter turns; one that `may_wait` lets queries go first.
 
         Raises Problem: what the decoder refuses, 503 when no encoder answered.
         """
-        features: list[CropFeatures] | Refused = await self.asked(partial(self.ask.photo, photo, boxes, may_wait))
+        features: list[CropFeatures] | Refused = await self.asked(partial(self.ask.photo, photo, boxes, may_wait, quarters))
         if isinstance(features, Refused):
             if features.field == "image":
                 raise image_problem(features.code, features.detail)
@@ -53,9 +56,11 @@ class Towers:
             raise Problem(422, f"{features.field}_{features.code}", features.detail, field)
         return features
 
-    async def turned(self, photo: bytes) -> list[list[CropFeatures]]:
-        """Crops of a photo that was taken already, after each other quarter turn. Raises Problem 503 when no encoder answered."""
-        found: list[list[CropFeatures]] | Refused = await self.asked(partial(self.ask.turned, photo))
+    async def turned(self, photo: bytes, crops: tuple[Crop, ...]) -> list[list[CropFeatures]]:
+        """These crops of a photo that was taken already, after each other quarter turn. Raises Problem 503 when no encoder
+        answered.
+        """
+        found: list[list[CropFeatures]] | Refused = await self.asked(partial(self.ask.turned, photo, crops))
         if isinstance(found, Refused):
             raise image_problem(found.code, found.detail)
         return found

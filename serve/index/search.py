@@ -221,6 +221,8 @@ def search_photo(
     pixels, turns = decoder.decode(data), bundle.config.turns
     features, found = look(bundle.analyse([pixels])[0])
     if turns is not None and best_score(found) < turns.below:
-        looks = [(features, found), *(look(turned) for turned in bundle.analyse_turned(pixels))]
-        features, found = looks[best_turn([best_score(candidates) for _, candidates in looks], turns.lead)]
+        glances = [look(turned) for turned in bundle.turned_crops(pixels, [feature.crop for feature in features])]
+        quarters = best_turn([best_score(candidates) for candidates in (found, *(seen for _, seen in glances))], turns.lead)
+        if quarters:
+            features, found = look(bundle.analyse_turned(pixels, quarters))
     return Answer(fuse_crops(found, k), crop_answers(features, found, k), "vector", manifest.release_id)

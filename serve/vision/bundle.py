@@ -101,22 +101,31 @@ class Bundle:
             else crops_of_drawn(image.shape[1], image.shape[0], own)
             for image, own in zip(images, drawn, strict=True)
         ]
-        parts = [(image, crop) for image, of_image in zip(images, crops, strict=True) for crop in of_image]
-        embeddings, of_head = self.encoder.encode([cut(image, crop) for image, crop in parts])
-        probabilities = self.categories.predict(embeddings, of_head)
-        features = iter(
-            self._features(crop, embeddings[row], None if probabilities is None else probabilities[row])
-            for row, (_, crop) in enumerate(parts)
-        )
+        parts = [cut(image, crop) for image, of_image in zip(images, crops, strict=True) for crop in of_image]
+        features = iter(self._features(parts, [crop for of_image in crops for crop in of_image]))
         return [[next(features) for _ in of_image] for of_image in crops]
 
-    def analyse_turned(self, image: np.ndarray) -> list[list[CropFeatures]]:
-        """The crops that are found after each of turns.QUARTERS, their boxes in the (H, W, 3) image as it is."""
+    def analyse_turned(self, image: np.ndarray, quarters: int) -> list[CropFeatures]:
+        """The crops that are found after so many quarter turns, their boxes in the (H, W, 3) image as it is."""
         height, width = image.shape[:2]
-        found = self.analyse([quarter_turned(image, quarters) for quarters in QUARTERS])
-        return [turned_back(crops, quarters, width, height) for crops, quarters in zip(found, QUARTERS, strict=True)]
+        return turned_back(self.analyse([quarter_turned(image, quarters)])[0], quarters, width, height)
 
-    def _features(self, crop: Crop, embedding: np.ndarray, probabilities_C: np.ndarray | None) -> CropFeatures:
+    def turned_crops(self, image: np.ndarray, crops: Sequence[Crop]) -> list[list[CropFeatures]]:
+        """These crops of an (H, W, 3) image after each of turns.QUARTERS: nothing is detected, the encoder alone is run."""
+        parts = [quarter_turned(cut(image, crop), quarters) for quarters in QUARTERS for crop in crops]
+        features = iter(self._features(parts, [*crops] * len(QUARTERS)))
+        return [[next(features) for _ in crops] for _ in QUARTERS]
+
+    def _features(self, parts: Sequence[np.ndarray], crops: Sequence[Crop]) -> list[CropFeatures]:
+        """Of the pixels of each crop."""
+        embeddings, of_head = self.encoder.encode(parts)
+        probabilities = self.categories.predict(embeddings, of_head)
+        return [
+            self._crop_features(crop, embeddings[row], None if probabilities is None else probabilities[row])
+            for row, crop in enumerate(crops)
+        ]
+
+    def _crop_features(self, crop: Crop, embedding: np.ndarray, probabilities_C: np.ndarray | None) -> CropFeatures:
         if probabilities_C is None:
             return CropFeatures(crop, None, None, None, embedding)
         best = int(probabilities_C.argmax())

@@ -1,4 +1,8 @@
-"""A photo looked at in its other quarter turns, as networks that learned from upright photos find little in a turned one."""
+"""A photo looked at in its other quarter turns, as networks that learned from upright photos find little in a turned one.
+
+First the crops that were found in it are turned, which costs the encoder alone; if one turn finds what is nearer, the photo is
+turned that way and looked at like any other.
+"""
 
 from collections.abc import Sequence
 from dataclasses import replace

@@ -39,19 +39,21 @@ def encode(served: ServedRelease, tiny: TinyRelease) -> AskEncoder:
     digest = served.manifest.bundle.digest
     encoder, decoder = PhotoEncoder(served.bundle_folder, digest, tiny.settings.runtime), GuardedDecoder(tiny.settings.decode)
 
-    def analysed(data: bytes, boxes: Any) -> Any:
+    def analysed(data: bytes, boxes: Any, quarters: int) -> Any:
         pixels = decoded(decoder, data, boxes)
-        return pixels if isinstance(pixels, Refused) else encoder.analyse([(pixels, boxes)])[0]
+        if isinstance(pixels, Refused):
+            return pixels
+        return encoder.bundle.analyse_turned(pixels, quarters) if quarters else encoder.analyse([(pixels, boxes)])[0]
 
-    async def photo(data: bytes, boxes: Any, may_wait: bool) -> Any:
-        return await asyncio.to_thread(analysed, data, boxes)
+    async def photo(data: bytes, boxes: Any, may_wait: bool, quarters: int) -> Any:
+        return await asyncio.to_thread(analysed, data, boxes, quarters)
 
     async def text(words: str) -> Any:
         return await asyncio.to_thread(encoder.embed_text, words)
 
-    async def turned(data: bytes) -> Any:
+    async def turned(data: bytes, crops: Any) -> Any:
         pixels = decoded(decoder, data, ())
-        return pixels if isinstance(pixels, Refused) else await asyncio.to_thread(encoder.bundle.analyse_turned, pixels)
+        return pixels if isinstance(pixels, Refused) else await asyncio.to_thread(encoder.bundle.turned_crops, pixels, crops)
 
     return AskEncoder(photo, text, turned)
 

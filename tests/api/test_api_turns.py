@@ -78,7 +78,7 @@ def test_a_partial_answer_is_not_turned(served: ServedRelease, tiny: TinyRelease
 
 
 def test_no_time_for_turns_is_no_fault(served: ServedRelease, tiny: TinyRelease, encode: AskEncoder) -> None:
-    async def busy(photo: bytes) -> Any:
+    async def busy(photo: bytes, crops: Any) -> Any:
         raise Problem(429, "overloaded", "too many queries are waiting; try again")
 
     cascade = Cascade(served, tiny.settings, replace(encode, turned=busy), searchers(served, tiny.settings))
