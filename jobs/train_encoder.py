@@ -83,7 +83,8 @@ def run(config: Config) -> TrainEncoderResult:
         "preprocess": settings.preprocess.model_dump(),
     }
     weights = part_of(trained.weights, "net")
-    queries_BD = embedded_queries(settings, crops.learn, weights)
+    of_users = config.training.source == "catalog"  # photos of generated products are no sample of what a shop is asked
+    queries_BD = embedded_queries(settings, crops.learn, weights) if of_users else None
     drop_fragment(settings.bundle, "queries")  # of another encoder
     file = write_fragment(settings.bundle, settings.bundle_name, "encoder", spec, weights)
     if queries_BD is not None:
