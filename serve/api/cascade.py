@@ -168,10 +168,8 @@ class Cascade:
         try:
             glances = await self.towers.turned(query.image, tuple(crop.crop for crop in wanted.crops))
             looks = [self.seen(query, crops) for crops in glances]
-            embeddings_QD, routes = (
-                np.concatenate([look.embeddings_QD for look in looks]),
-                [r for look in looks for r in look.routes],
-            )
+            embeddings_QD = np.concatenate([look.embeddings_QD for look in looks])
+            routes = [route for look in looks for route in look.routes]
             candidates = iter((await self.find(embeddings_QD, depth, routes, wanted.filters, fresh)).candidates)
             scores = [best_score([next(candidates) for _ in look.routes]) for look in looks]
             quarters = best_turn([best_score(found.candidates), *scores], self.turns.lead)
