@@ -124,6 +124,15 @@ def test_groups_are_connected_components(spark: SparkSession, pairs_a_task: int)
     assert found[image_id(0)]["nearest_distance"] == 20
 
 
+def test_equal_hashes_are_a_group_where_no_pair_is_near(spark: SparkSession) -> None:
+    rng = random.Random(6)
+    twin = rng.getrandbits(256)
+    images = hashed_images(spark, [twin, twin, rng.getrandbits(256)])
+    pairs = near_pairs(images.select("words").distinct(), 3, RADIUS)
+    found = groups(images, pairs, components(pairs, 0)).collect()
+    assert [(row["image_id"], row["group_size"]) for row in sorted(found)] == [(image_id(0), 2), (image_id(1), 2)]
+
+
 def test_only_whole_pictures_of_the_bundle_with_a_telling_hash(spark: SparkSession) -> None:
     value = bytearray(32)
     rows = [("a", "b", 0, 90.0, value), ("a", "b", 1, None, None), ("c", "old", 0, 90.0, value), ("d", "b", 0, 49.0, value)]
