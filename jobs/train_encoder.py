@@ -3,8 +3,8 @@
 Reads   training.source=catalog: tables products and images at one exact version each, `training.user_photos`;
         training.source=generated: nothing, the photos are drawn from `training.seed`.
 Writes  `training.folder` (photos, once), `train_encoder.folder` (a checkpoint an epoch; the same command resumes),
-        encoder.safetensors (and queries.safetensors, text.safetensors, tokenizer.json) with its entry in bundle.json in
-        `train_encoder.bundle`,
+        encoder.safetensors (and text.safetensors, tokenizer.json; of a shop's own photos queries.safetensors) with its entry in
+        bundle.json in `train_encoder.bundle`,
         a run with the curve in MLflow.
 Engine  Ray Train, one worker (`train_encoder.use_gpu`); Ray Data or Ray tasks for the photos.
 
