@@ -11,7 +11,7 @@ A stored hash takes 32 bytes, its places 60, the buckets 8 at a million rows. Fe
 Letters: M stored hashes, V = 8 dihedral variants of the query, T tables, B places of a bucket mask, C candidates.
 """
 
-from functools import cache, cached_property
+from functools import cache
 from itertools import combinations
 from pathlib import Path
 
@@ -24,7 +24,7 @@ NUM_TABLES = 15
 KEY_BITS = 17
 BUCKETS = 2**KEY_BITS
 SCAN_BELOW = 50_000  # rows: fewer are scanned in the time that the probes take
-CHUNK_ROWS = 65_536  # whose keys are made at once
+CHUNK_ROWS = 65_536  # whose keys are made, or which are compared, at once
 MASKS = [
     np.array([sum(1 << bit for bit in bits) for n in range(radius + 1) for bits in combinations(range(KEY_BITS), n)], np.int64)
     for radius in range(4)
@@ -86,18 +86,18 @@ class HashTable:
         return rows[order], variants[order], distances[order]
 
     def _scan(self, hashes_V32: np.ndarray, max_distance: int) -> Found:
-        """Compared with all."""
+        """Compared with all. Nothing is kept in memory, however many there are."""
         faiss.omp_set_num_threads(1)  # of this thread's calls; more would cost more than they save
-        ends, distances, rows = self.flat.range_search(hashes_V32, max_distance + 1)
-        sizes_V = np.diff(ends.view(np.int64)).astype(np.int64)
-        return rows, np.repeat(np.arange(len(hashes_V32)), sizes_V), distances.astype(np.int32)
-
-    @cached_property
-    def flat(self) -> faiss.IndexBinaryFlat:
-        """A copy of all hashes; made where they are few, or the radius is wider than tables reach."""
-        index = faiss.IndexBinaryFlat(8 * HASH_BYTES)
-        index.add(self.words_M4.view(np.uint8))
-        return index
+        hashes_M32 = self.words_M4.view(np.uint8)
+        found = [(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.int32))]
+        for start in range(0, len(hashes_M32), CHUNK_ROWS):
+            index = faiss.IndexBinaryFlat(8 * HASH_BYTES)
+            index.add(hashes_M32[start : start + CHUNK_ROWS])
+            ends, distances, rows = index.range_search(hashes_V32, max_distance + 1)
+            sizes_V = np.diff(ends.view(np.int64)).astype(np.int64)
+            found.append((start + rows, np.repeat(np.arange(len(hashes_V32)), sizes_V), distances.astype(np.int32)))
+        rows, variants, distances = (np.concatenate(parts) for parts in zip(*found, strict=True))
+        return rows, variants, distances
 
     def _probe(self, hashes_V32: np.ndarray, max_distance: int) -> Found:
         """Compared with what lies in the buckets around the keys."""
