@@ -390,6 +390,8 @@ class SceneAugmentConfig(Section):
     rotation_deg: float = Field(0.0, ge=0, le=180, description="largest turn to either side")
     quarter_turn_frac: float = Field(0.0, ge=0, le=1, description="share of scenes turned by 90, 180 or 270 degrees")
     min_visible_frac: float = Field(0.4, ge=0, le=1, description="items with less of their box in the window are not asked for")
+    hidden_frac: float = Field(0.0, ge=0, le=1, description="share of items of which 10 to 40 % are covered")
+    dark_frac: float = Field(0.0, ge=0, le=1, description="share of scenes with little light")
 
 
 class TrainDetectorConfig(Section):

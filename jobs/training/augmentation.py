@@ -201,7 +201,21 @@ def scene_augmented(
         cut_M4 = whole_M4.clamp(0, 1)
         visible_M = area(cut_M4) / area(whole_M4).clamp(min=1e-9)
         moved.append(cut_M4[visible_M >= config.min_visible_frac])
-    return relit(images, rng), moved
+    return darkened(items_hidden(relit(images, rng), moved, rng, config.hidden_frac), rng, config.dark_frac), moved
+
+
+def items_hidden(images_N3HW: Tensor, boxes: list[Tensor], rng: torch.Generator, share: float) -> Tensor:
+    """A flat rectangle over 10 to 40 % of `share` of the boxes (0..1), inside them: the boxes stay those of the whole items."""
+    scale = torch.tensor(images_N3HW.shape[:1:-1] * 2)
+    for index, boxes_M4 in enumerate(boxes):
+        for corners in boxes_M4[uniform(rng, len(boxes_M4), 0, 1).to(boxes_M4.device) < share].cpu() * scale:
+            area_share, stretch = float(uniform(rng, 1, 0.1, 0.4)), math.exp(float(uniform(rng, 1, -0.5, 0.5)))
+            shares = torch.tensor([math.sqrt(area_share) * stretch, math.sqrt(area_share) / stretch]).clamp(max=1)
+            sides = (corners[2:] - corners[:2]) * shares
+            left, top = (corners[:2] + torch.rand(2, generator=rng) * (corners[2:] - corners[:2] - sides)).round().int().tolist()
+            right, bottom = left + round(float(sides[0])), top + round(float(sides[1]))
+            images_N3HW[index, :, top:bottom, left:right] = torch.rand(3, 1, 1, generator=rng).to(images_N3HW.device)
+    return images_N3HW
 
 
 def rotations(degrees_N: Tensor) -> Tensor:

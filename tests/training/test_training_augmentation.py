@@ -8,7 +8,18 @@ import torch
 from PIL import Image
 
 from jobs.config import AugmentConfig, SceneAugmentConfig
-from jobs.training.augmentation import crop_augmented, framed, jittered, padded, relit, rotations, scene_augmented, turned, zoomed
+from jobs.training.augmentation import (
+    crop_augmented,
+    framed,
+    items_hidden,
+    jittered,
+    padded,
+    relit,
+    rotations,
+    scene_augmented,
+    turned,
+    zoomed,
+)
 from serve.vision.preprocess import square
 from serve.vision.spec import Preprocess
 
@@ -91,6 +102,15 @@ def test_the_box_of_a_turned_item_is_between_a_filled_and_a_round_one() -> None:
     eighth = turned(torch.tensor([[0.4, 0.4, 0.6, 0.6]]), rotations(torch.tensor([45.0]))[0])
     side = 0.1 * (1 + 2**0.5) / 2
     torch.testing.assert_close(eighth, torch.tensor([[0.5 - side, 0.5 - side, 0.5 + side, 0.5 + side]]))
+
+
+def test_hidden_items_keep_their_boxes() -> None:
+    white, whole = torch.ones(32, 3, 64, 64), [torch.tensor([[0.2, 0.3, 0.8, 0.7]])] * 32
+    covered = items_hidden(white.clone(), whole, torch.Generator().manual_seed(0), 1.0) < 1
+    covered_N = covered.any(1)[:, 19:45, 12:51].float().mean((1, 2))
+    assert bool(((covered_N > 0.08) & (covered_N < 0.42)).all())
+    assert not covered[:, :, :18].any() and not covered[:, :, 46:].any(), "nothing beside the item is covered"
+    torch.testing.assert_close(items_hidden(white.clone(), whole, torch.Generator().manual_seed(0), 0.0), white)
 
 
 def test_items_outside_the_window_are_dropped() -> None:
