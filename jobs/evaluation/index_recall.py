@@ -12,6 +12,7 @@ import numpy as np
 
 from jobs.building import PartitionPlan, vectors_path
 from jobs.evaluation.metrics import recall_at
+from serve.index.codes import Probes
 from serve.index.exact import NONE_SCORE, cosines, exact_search
 from serve.index.manifest import OperatingPoint, PartitionSpec
 from serve.index.merge import merge_top_k
@@ -85,8 +86,8 @@ def measure_partition(
     def look(spec: PartitionSpec) -> PartitionRecall:
         for shard in shards.values():
             shard.spec = spec.of_shard(len(shards))
-        start = time.process_time()
-        found = {path: shard.search(queries.embeddings_QD, PLACES + 1) for path, shard in shards.items()}
+        start, probes = time.process_time(), Probes(queries.embeddings_QD)
+        found = {path: shard.search(queries.embeddings_QD, PLACES + 1, probes=probes) for path, shard in shards.items()}
         cpu_ms = 1000 * (time.process_time() - start) / len(queries.embeddings_QD)
         answers = {
             path: (scores, rows, true_cosines(queries.embeddings_QD, rows, originals[path]))

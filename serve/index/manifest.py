@@ -73,11 +73,13 @@ class PartitionSpec(Part):
     metric: str = Field("cosine", pattern="^cosine$")
 
     def of_shard(self, num_shards: int) -> "PartitionSpec":
-        """As each of the partition's shards is searched: buckets are random, so each holds its share of the candidates.
+        """As each of the partition's shards is searched for ten results: with its share of the candidates.
 
-        Twice that share, since chance spreads them unevenly.
+        Buckets are random, so a shard's share is a binomial number: its mean and twice its standard deviation are taken, and
+        never more than all.
         """
-        share = math.ceil(2 * self.refine_factor / num_shards)
+        mean = 10 * self.refine_factor / num_shards
+        share = math.ceil((mean + 2 * math.sqrt(mean)) / 10)
         return self.model_copy(update={"refine_factor": min(self.refine_factor, share)})
 
 

@@ -11,7 +11,7 @@ Rules (N rows of one shard, D width):
   OPQ        10 iterations: 50, the library's default, cost 5x and gained nothing
   coarse     HNSW above 16,384 lists (1.13x at low nprobe, 0.82x on hard queries at 4,096: not before)
   vectors    flat fp16; re-scored kinds sq8, one byte a dimension (recall is lost by the codes, not by it); else none
-  nprobe     chosen by evaluate_index from powers of two
+  nprobe     chosen by evaluate_index from powers of two and what lies half way between them
 """
 
 import math
@@ -70,7 +70,8 @@ def plan_index(num_rows: int, dim: int, config: IndexConfig, ram_bytes: float = 
     nlist = nlist_of(num_rows, config)
     code, code_bytes = code_of(kind, dim, config, ram_bytes - ID_BYTES)
     coarse = f"IVF{nlist}_HNSW32" if nlist > config.hnsw_lists else f"IVF{nlist}"
-    nprobes = (*(2**i for i in range(nlist.bit_length()) if 2**i < nlist), nlist)
+    steps = sorted({2**i for i in range(nlist.bit_length())} | {3 * 2**i for i in range(nlist.bit_length())})
+    nprobes = (*(step for step in steps if step < nlist), nlist)
     return IndexPlan(kind, code.format(coarse=coarse), vectors, nlist, code_bytes, config.train_rows, nprobes)
 
 

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, Self
 import faiss
 import numpy as np
 
+from serve.index.codes import Probes
 from serve.index.filters import Filters, allowed_products
 from serve.index.hash_stage import HashMatch, HashStage
 from serve.index.manifest import Manifest, ReleaseError, read_manifest, verify_release
@@ -98,10 +99,11 @@ class ShardGroup:
         searched = [i for i, opened in enumerate(self.shards) if partitions is None or opened.partition in partitions]
         if not searched:
             return [[] for _ in queries_QD]
-        scores_SQK, rows_SQK = [], []
+        scores_SQK, rows_SQK, probes = [], [], Probes(queries_QD)
         for i in searched:
             shard = self.shards[i].shard
-            scores_QK, rows_QK = shard.search_products(queries_QD, k, allowed_products(shard.records, filters), exact=exact)
+            allowed_P = allowed_products(shard.records, filters)
+            scores_QK, rows_QK = shard.search_products(queries_QD, k, allowed_P, exact=exact, probes=probes)
             scores_SQK.append(scores_QK)
             rows_SQK.append(np.where(rows_QK >= 0, rows_QK + self.starts[i], -1))
         # A product lives in one shard, so distinct products of each are distinct products of all.

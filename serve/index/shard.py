@@ -13,12 +13,11 @@ import math
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import faiss
 import numpy as np
 
-from serve.index.exact import CHUNK_ROWS, NONE_SCORE, cosines, exact_search, scan
+from serve.index.codes import Codes, Probes
+from serve.index.exact import CHUNK_ROWS, NONE_SCORE, best_k, cosines, exact_search, scan
 from serve.index.hubness import HUBNESS_FILE
 from serve.index.manifest import Manifest, PartitionSpec, ReleaseError
 from serve.index.merge import distinct_top_k
@@ -28,7 +27,6 @@ from serve.index.tombstones import Tombstones
 from serve.index.vectors import StoredVectors, map_rows
 from serve.vision.hash import COLOUR_BYTES, HASH_BYTES
 
-FAISS: Any = faiss  # its type stubs lack the keyword arguments of search parameters
 INDEX_FILE = "index.faiss"
 HASHES_FILE = "hashes.u8"
 COLOURS_FILE = "colours.u8"
@@ -59,26 +57,20 @@ class Shard:
     def __init__(self, folder: Path, spec: PartitionSpec, dim: int) -> None:
         self.folder, self.spec, self.dim = folder, spec, dim
         self.records = Records(folder)
-        self.vectors_ND = StoredVectors(folder, spec.vectors, dim) if spec.vectors != "none" else None
+        self.vectors_ND = StoredVectors(folder, spec.vectors, dim, norms=spec.factory != FLAT) if spec.vectors != "none" else None
         self.hashes_M32 = map_rows(folder / HASHES_FILE, np.uint8, HASH_BYTES)
         self.colours_M48 = map_rows(folder / COLOURS_FILE, np.uint8, COLOUR_BYTES)
         hubs = folder / HUBNESS_FILE
         self.hubness_P = map_rows(hubs, np.float32, 1)[:, 0] if hubs.is_file() else None
-        self.index: Any = None if spec.factory == FLAT else open_index(folder / INDEX_FILE)
+        self.codes = None if spec.factory == FLAT else Codes(folder / INDEX_FILE)
         rows = {self.records.num_rows}
         rows |= {len(self.vectors_ND)} if self.vectors_ND is not None else set()
-        rows |= {self.index.ntotal} if self.index is not None else set()
+        rows |= {len(self.codes)} if self.codes is not None else set()
         photos = {len(self.hashes_M32), len(self.colours_M48), self.records.images.num_rows}
         if len(rows) > 1 or len(photos) > 1:
             raise ReleaseError(f"{folder}: its files disagree on the number of rows {rows} or photos {photos}; build it again")
         if self.hubness_P is not None and len(self.hubness_P) != self.records.num_products:
             raise ReleaseError(f"{hubs}: of {len(self.hubness_P)} products, not {self.records.num_products}; build it again")
-        self.lists: Any = None if self.index is None else faiss.try_extract_index_ivf(self.index)
-        self.refined: Any = None
-        if self.index is not None and self.vectors_ND is not None:
-            self.refiner, self.norms_N = self.vectors_ND.refiner(), self.vectors_ND.norms()
-            self.index.metric_type = self.refiner.metric_type  # LSH codes know no metric
-            self.refined = faiss.IndexRefine(self.index, self.refiner)
         # First row of each product: rows are sorted by product, and every product has at least one.
         self.starts_P = np.searchsorted(self.records.product_of_row_R, np.arange(self.records.num_products))
         self.tombstones = Tombstones(self.records.num_products)
@@ -99,17 +91,27 @@ class Shard:
 
     def embedding(self, row: int) -> np.ndarray:
         """(D,) float32 of unit length; from its code where no vectors are stored."""
-        if self.vectors_ND is None and self.lists is not None and self.lists.direct_map.no():
-            self.lists.make_direct_map()  # 8 bytes a row, once
-        vector = np.asarray(self.index.reconstruct(row) if self.vectors_ND is None else self.vectors_ND[row], np.float32)
+        if self.vectors_ND is None:
+            assert self.codes is not None, "a partition without codes stores its vectors"
+            vector = self.codes.decoded(row)
+        else:
+            vector = self.vectors_ND[row].astype(np.float32)
         return np.asarray(vector / np.linalg.norm(vector))
 
-    def search(self, queries_QD: np.ndarray, k: int, nprobe: int | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """The k nearest crops: (Q, k) float32 cosines, exact after refinement, best first, and (Q, k) int64 rows (-1 = none)."""
-        if self.index is None:
+    def search(
+        self, queries_QD: np.ndarray, k: int, nprobe: int | None = None, probes: Probes | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The k nearest crops: (Q, k) float32 cosines, exact after refinement, best first, and (Q, k) int64 rows (-1 = none).
+
+        `probes`: of these queries, where several shards are asked.
+        """
+        if self.codes is None:
             assert self.vectors_ND is not None
             return exact_search(queries_QD, self.vectors_ND, k)
-        scores_QF, rows_QF = self._candidates(queries_QD, k, k * self.spec.refine_factor, nprobe or self.spec.nprobe, None)
+        every_Q = np.arange(len(queries_QD))
+        scores_QF, rows_QF = self._candidates(
+            probes or Probes(queries_QD), every_Q, k, k * self.spec.refine_factor, nprobe or self.spec.nprobe, None
+        )
         missing = ((0, 0), (0, k - rows_QF.shape[1]))  # of a k larger than the shard
         return np.pad(scores_QF, missing, constant_values=NONE_SCORE), np.pad(rows_QF, missing, constant_values=-1)
 
@@ -121,13 +123,14 @@ class Shard:
         nprobe: int | None = None,
         *,
         exact: bool = False,
+        probes: Probes | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
         """The k nearest distinct products by their best crop: (Q, k) cosines, best first, and (Q, k) rows of those crops.
 
         `allowed_P`: bool, which products may come back; deleted ones never do. Fewer than k (-inf and -1 in their place) only
         where the shard has no more of them: the index is asked for more candidates, from more lists, until there are k or
         everything was seen. The fewer a filter leaves, the more lists are looked at from the start. `exact`: everything is
-        looked at, by its stored vectors.
+        looked at, by its stored vectors. `probes`: of these queries, where several shards are asked.
         """
         scores_QK = np.full((len(queries_QD), k), NONE_SCORE, np.float32)
         rows_QK = np.full((len(queries_QD), k), -1, np.int64)
@@ -135,7 +138,7 @@ class Shard:
         num_products = self.records.num_products if allowed_P is None else int(allowed_P.sum())
         if num_products == 0:
             return scores_QK, rows_QK
-        if self.index is None:
+        if self.codes is None:
             block = max(FLAT_BLOCK // self.num_rows, 1)
             for start in range(0, len(queries_QD), block):
                 part = slice(start, start + block)
@@ -145,13 +148,13 @@ class Shard:
         num_rows = self.num_rows if selected is None else int(selected.sum())
         fetch, nprobe = widened(k * self.spec.refine_factor, nprobe or self.spec.nprobe, num_rows / self.num_rows)
         keep = min(fetch, KEPT * k)
-        todo = np.arange(len(queries_QD))
+        probes, todo = probes or Probes(queries_QD), np.arange(len(queries_QD))
         while todo.size:
             everything = exact or num_rows <= max(fetch, SCAN_ROWS if selected is not None else 0)
             if everything:
-                scores_QF, found_QF = self._all(queries_QD[todo], selected, num_rows)
+                scores_QF, found_QF = self._all(probes, todo, selected, num_rows)
             else:
-                scores_QF, found_QF = self._candidates(queries_QD[todo], keep, fetch, nprobe, selected)
+                scores_QF, found_QF = self._candidates(probes, todo, keep, fetch, nprobe, selected)
             scores_QK[todo], rows_QK[todo] = distinct_top_k(scores_QF, found_QF, self.records.product_of_row_R, k)
             if everything:
                 break
@@ -176,47 +179,31 @@ class Shard:
             rows_QK[q, : len(chosen)] = [self.starts_P[p] + scores_QN[q, self.starts_P[p] : ends[p]].argmax() for p in chosen]
 
     def _candidates(
-        self, queries_QD: np.ndarray, keep: int, fetch: int, nprobe: int, selected: np.ndarray | None
+        self, probes: Probes, chosen_Q: np.ndarray, keep: int, fetch: int, nprobe: int, selected: np.ndarray | None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """The best `keep` of `fetch` rows that look near by their codes, re-scored: (Q, keep) cosines and rows, best first."""
+        """The best `keep` of `fetch` rows that look near by their codes, re-scored: (Q, keep) cosines and rows, best first.
+
+        `chosen_Q`: places of the queries in their batch.
+        """
+        assert self.codes is not None
         fetch = min(max(fetch, keep), self.num_rows)
         keep = min(keep, fetch)
-        params = self._params(nprobe, selected)
-        if self.refined is None:
-            scores_QF, rows_QF = self.index.search(queries_QD, keep, params=params)
-            scores_QF = self._cosines_of_codes(scores_QF)
-        else:
-            both = FAISS.IndexRefineSearchParameters(k_factor=fetch / keep, base_index_params=params)
-            scores_QF, rows_QF = self.refined.search(queries_QD, keep, params=both)
-            scores_QF = np.where(rows_QF >= 0, scores_QF, 0.0) / self.norms_N[rows_QF]
-        if selected is not None and self.lists is None:
+        scores_QF, rows_QF = self.codes.search(probes, chosen_Q, keep if self.vectors_ND is None else fetch, nprobe, selected)
+        if self.vectors_ND is not None:
+            scores_QF = self.vectors_ND.cosines(probes.queries_QD[chosen_Q], rows_QF)
+        if selected is not None and self.codes.lists is None:
             rows_QF = np.where(selected[rows_QF], rows_QF, -1)  # these codes take no filter
-        scores_QF = np.where(rows_QF >= 0, np.clip(scores_QF, -1.0, 1.0), NONE_SCORE)
-        order = np.argsort(-scores_QF, axis=1, kind="stable")
-        return np.take_along_axis(scores_QF, order, 1), np.take_along_axis(rows_QF, order, 1)
+        return best_k(np.where(rows_QF >= 0, np.clip(scores_QF, -1.0, 1.0), NONE_SCORE), rows_QF, keep)
 
-    def _params(self, nprobe: int, selected: np.ndarray | None) -> Any:
-        """FAISS's parameters of one search; none where there are no lists."""
-        if self.lists is None:
-            return None
-        options: dict[str, Any] = {"nprobe": min(nprobe, self.lists.nlist)}
-        if selected is not None:
-            options["sel"] = FAISS.IDSelectorBitmap(np.packbits(selected, bitorder="little"))
-        params = FAISS.SearchParametersIVF(**options)
-        return (
-            FAISS.SearchParametersPreTransform(index_params=params) if isinstance(self.index, faiss.IndexPreTransform) else params
-        )
-
-    def _cosines_of_codes(self, scores_QF: np.ndarray) -> np.ndarray:
-        """What the codes say about the cosine."""
-        if self.lists is None:  # of differing signs of random projections: their share is the angle
-            return np.asarray(np.cos(np.pi * scores_QF / self.index.nbits))
-        return scores_QF
-
-    def _all(self, queries_QD: np.ndarray, selected: np.ndarray | None, num_rows: int) -> tuple[np.ndarray, np.ndarray]:
+    def _all(
+        self, probes: Probes, chosen_Q: np.ndarray, selected: np.ndarray | None, num_rows: int
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Every row that may come back, scored by its stored vector, or by its code where there is none."""
         if self.vectors_ND is None:
-            return self._candidates(queries_QD, num_rows, num_rows, self.lists.nlist if self.lists else 1, selected)
+            assert self.codes is not None
+            num_lists = self.codes.lists.nlist if self.codes.lists else 1
+            return self._candidates(probes, chosen_Q, num_rows, num_rows, num_lists, selected)
+        queries_QD = probes.queries_QD[chosen_Q]
         rows = np.arange(self.num_rows) if selected is None else np.flatnonzero(selected)
         scores_QN = np.concatenate(
             [cosines(queries_QD, self.vectors_ND[rows[i : i + CHUNK_ROWS]]) for i in range(0, len(rows), CHUNK_ROWS)], axis=1
@@ -232,13 +219,6 @@ def widened(fetch: int, nprobe: int, selected_frac: float) -> tuple[int, int]:
     10 and 1 % of the rows is measured by evaluate_index.
     """
     return math.ceil(fetch / selected_frac), math.ceil(nprobe / math.sqrt(selected_frac))
-
-
-def open_index(path: Path) -> faiss.Index:
-    """The index at `path`, its lists mapped from disk. Damage is not noticed here: verify the release first."""
-    if not path.is_file():
-        raise ReleaseError(f"{path}: missing from its shard; build the release again")
-    return faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
 
 
 @dataclass(frozen=True)

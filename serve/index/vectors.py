@@ -4,8 +4,8 @@
     vectors.sq8   (N, D) one byte a dimension, ranges.f32 (2, D): least value and span of each dimension
     norms.f32     (N,) length of each row as it is stored: rounding moves it, and a cosine divides it out; not beside flat
 
-The raw bytes are FAISS's own codes (fp16 and 8-bit scalar quantizer), so its refinement reads them where they lie.
-Letters: N rows, D width.
+The raw bytes are FAISS's own codes (fp16 and 8-bit scalar quantizer).
+Letters: N rows, D width, Q queries, F candidates of a query.
 """
 
 from collections.abc import Iterable
@@ -40,7 +40,8 @@ def map_rows(path: Path, dtype: type, width: int) -> np.ndarray:
 class StoredVectors:
     """Rows that decode when they are looked at: `vectors[rows]` is (len(rows), D) float32 or fp16, of nearly unit length."""
 
-    def __init__(self, folder: Path, kind: VectorKind, dim: int) -> None:
+    def __init__(self, folder: Path, kind: VectorKind, dim: int, *, norms: bool) -> None:
+        """`norms`: the rows have their lengths beside, as those of an index have. Raises ReleaseError for a missing file."""
         self.codes_NB = map_rows(folder / FILES[kind], np.uint8, dim * VECTOR_BYTES[kind])
         self.shape = (len(self.codes_NB), dim)
         self.quantizer = make_quantizer(kind, dim)
@@ -48,11 +49,17 @@ class StoredVectors:
             ranges_2D = map_rows(folder / RANGES_FILE, np.float32, dim)
             faiss.copy_array_to_vector(np.ascontiguousarray(ranges_2D).ravel(), self.quantizer.sq.trained)
         self.quantizer.is_trained = True
-        self.kind, self.folder = kind, folder
+        self.kind = kind
+        self.norms_N = map_rows(folder / NORMS_FILE, np.float32, 1)[:, 0] if norms else None
+        self.stored_ND = self.codes_NB.view(np.float16) if kind == "fp16" else self.codes_NB
+        self.first_D, self.step_D = self._line()
 
-    def norms(self) -> np.ndarray:
-        """(N,) float32, of a shard that has an index."""
-        return map_rows(self.folder / NORMS_FILE, np.float32, 1)[:, 0]
+    def _line(self) -> tuple[np.ndarray, np.ndarray]:
+        """What a stored 0 stands for in each dimension, (D,) float32, and by how much each further 1 is more."""
+        if self.kind == "fp16":
+            return np.zeros(self.shape[1], np.float32), np.ones(self.shape[1], np.float32)
+        first_D, last_D = self.quantizer.sa_decode(np.repeat(np.array([[0], [255]], np.uint8), self.shape[1], axis=1))
+        return first_D, (last_D - first_D) / 255
 
     def __len__(self) -> int:
         return len(self.codes_NB)
@@ -65,15 +72,27 @@ class StoredVectors:
         decoded: np.ndarray = self.quantizer.sa_decode(np.ascontiguousarray(np.atleast_2d(codes)))
         return decoded[0] if one else decoded
 
-    def refiner(self) -> Any:
-        """A FAISS index over the mapped codes, without a copy; it must not outlive this object."""
-        index, codes = make_quantizer(self.kind, self.shape[1]), self.codes_NB.reshape(-1)
-        view: Any = faiss.MaybeOwnedVectorUInt8()
-        view.is_owned, view.view_size, view.c_size = False, codes.size, codes.size
-        view.view_data = view.c_ptr = faiss.swig_ptr(codes)
-        index.sq.trained, index.is_trained = self.quantizer.sq.trained, True
-        index.codes, index.ntotal = view, len(self.codes_NB)
-        return index
+    def cosines(self, queries_QD: np.ndarray, rows_QF: np.ndarray) -> np.ndarray:
+        """(Q, F) float32 cosines of float32 queries and their candidates; of a row -1 a number that means nothing.
+
+        A code is a straight line in each dimension, so a query is brought to the codes instead of each code to floats, and rows
+        are fetched together: twice as fast as FAISS's refinement, which decodes one row after the other.
+        """
+        assert self.norms_N is not None, "opened without lengths"
+        scaled_QD = queries_QD * self.step_D
+        scores_QF = np.empty(rows_QF.shape, np.float32)
+        scores_QF[:] = (queries_QD * self.first_D).sum(axis=1, keepdims=True)
+        fetched_FD = np.empty((min(rows_QF.shape[1], CHUNK_ROWS), self.shape[1]), self.stored_ND.dtype)
+        floats_FD = np.empty(fetched_FD.shape, np.float32)
+        for start in range(0, rows_QF.shape[1], CHUNK_ROWS):
+            part = rows_QF[:, start : start + CHUNK_ROWS]
+            fetched, floats = fetched_FD[: part.shape[1]], floats_FD[: part.shape[1]]
+            for q, rows_F in enumerate(part):
+                np.take(self.stored_ND, rows_F, axis=0, out=fetched, mode="clip")  # the other modes would go through a copy
+                np.copyto(floats, fetched)
+                scores_QF[q, start : start + len(rows_F)] += floats @ scaled_QD[q]
+        cosines_QF: np.ndarray = scores_QF / self.norms_N[rows_QF]
+        return cosines_QF
 
 
 def make_quantizer(kind: VectorKind, dim: int) -> Any:

@@ -26,6 +26,7 @@ import faiss
 import numpy as np
 import psutil
 
+from serve.index.codes import Probes
 from serve.index.manifest import PartitionSpec
 from serve.index.merge import merge_top_k
 from serve.index.plan import IndexPlan, plan_index
@@ -155,7 +156,7 @@ def enough_candidates(shard: Shard, queries: np.ndarray, truth: np.ndarray) -> i
     """The first of FACTORS with which all lists together pass the target; the shard is searched with it from now on."""
     for factor in FACTORS:
         shard.spec = shard.spec.model_copy(update={"refine_factor": factor})
-        if recall(shard.search(queries[::5], K, shard.lists.nlist)[1], truth[::5]) >= TARGET + MARGIN:
+        if recall(shard.search(queries[::5], K, shard.codes.lists.nlist)[1], truth[::5]) >= TARGET + MARGIN:
             break
     return factor
 
@@ -181,7 +182,8 @@ def bench_sharded(folder: Path, threads: int, num_shards: int = 8) -> dict[str, 
         starts = {"one": np.array([0]), "shards": np.array([part[0] for part in parts])}
 
         def search(name: str, queries_QD: np.ndarray, nprobe: int) -> np.ndarray:
-            found = [shard.search(queries_QD, K, nprobe) for shard in opened[name]]
+            probes = Probes(queries_QD)
+            found = [shard.search(queries_QD, K, nprobe, probes) for shard in opened[name]]
             rows = [np.where(rows >= 0, rows + start, -1) for (_, rows), start in zip(found, starts[name], strict=True)]
             return merge_top_k(np.stack([scores for scores, _ in found]), np.stack(rows), K)[1]
 

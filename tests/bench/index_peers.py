@@ -39,7 +39,7 @@ def hnswlib(vectors: np.ndarray, folder: Path, threads: int) -> tuple[Search, li
         index.set_ef(effort)
         return np.asarray(index.knn_query(queries, K)[0])
 
-    return search, [16, 32, 64, 128, 256, 512], folder / "index"
+    return search, [16, 32, 64, 128, 256, 512, 1024, 2048], folder / "index"
 
 
 def usearch(vectors: np.ndarray, folder: Path, threads: int) -> tuple[Search, list[int], Path]:
@@ -54,7 +54,7 @@ def usearch(vectors: np.ndarray, folder: Path, threads: int) -> tuple[Search, li
         index.expansion_search = effort
         return np.asarray(index.search(queries, K, threads=threads).keys).reshape(len(queries), K)
 
-    return search, [16, 32, 64, 128, 256, 512], folder / "index"
+    return search, [16, 32, 64, 128, 256, 512, 1024, 2048], folder / "index"
 
 
 def scann(vectors: np.ndarray, folder: Path, threads: int) -> tuple[Search, list[int], Path]:
@@ -99,7 +99,7 @@ def lancedb(vectors: np.ndarray, folder: Path, threads: int) -> tuple[Search, li
         ]
         return np.array([ids.to_numpy()[:K] for ids in found])
 
-    return search, [4, 8, 16, 32, 64], folder
+    return search, [4, 8, 16, 32, 64, 128, 256, 512], folder
 
 
 def milvus(vectors: np.ndarray, folder: Path, threads: int) -> tuple[Search, list[int], Path]:

@@ -1,0 +1,105 @@
+"""The codes of a shard's rows, in inverted lists (LSH: in none), and which lists a batch of queries looks at.
+
+Letters: N rows, D width, Q queries, L lists looked at, F candidates.
+"""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import faiss
+import numpy as np
+
+from serve.index.manifest import ReleaseError
+
+FAISS: Any = faiss  # its type stubs lack the keyword arguments of search parameters
+SHORT_LIST_ROWS = 128  # mean length of the lists under which queries are answered one by one
+QUERY_BY_QUERY = 11  # FAISS's IndexIVFFastScan.implem; by rule it takes 13, list by list for all queries of a batch
+
+
+class Probes:
+    """One batch of queries, and the lists nearest to each: looked up once for all shards that were filled from one template.
+
+    Comparing with the centroids takes a quarter of a search of a million rows (4,096 lists, 256 looked at), and half of one of
+    125,000. An object of one search: not for several threads.
+    """
+
+    def __init__(self, queries_QD: np.ndarray) -> None:
+        self.queries_QD = queries_QD
+        self.rotated_QD: dict[bytes, np.ndarray] = {}
+        self.nearest: dict[bytes, tuple[np.ndarray, np.ndarray]] = {}
+
+    def of(self, codes: "Codes", nprobe: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The queries as the codes take them (Q, D), their nearest lists (Q, L) int64, and the centroids' cosines (Q, L)."""
+        if codes.template not in self.rotated_QD:
+            self.rotated_QD[codes.template] = codes.rotated(self.queries_QD)
+        rotated_QD, (scores_QL, lists_QL) = self.rotated_QD[codes.template], self.nearest.get(codes.template, (None, None))
+        if lists_QL is None or lists_QL.shape[1] < nprobe:
+            scores_QL, lists_QL = self.nearest[codes.template] = codes.lists.quantizer.search(rotated_QD, nprobe)
+        assert scores_QL is not None
+        return rotated_QD, lists_QL[:, :nprobe], scores_QL[:, :nprobe]
+
+
+class Codes:
+    """An opened index file, its lists mapped from disk. Searching is safe from several threads."""
+
+    def __init__(self, path: Path) -> None:
+        """Damage is not noticed here: verify the release first. Raises ReleaseError for a missing file, FAISS's for another."""
+        if not path.is_file():
+            raise ReleaseError(f"{path}: missing from its shard; build the release again")
+        self.index: Any = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
+        ivf = faiss.try_extract_index_ivf(self.index)
+        self.lists: Any = None if ivf is None else faiss.downcast_index(ivf)
+        chain: Any = self.index.chain if isinstance(self.index, faiss.IndexPreTransform) else None
+        self.rotations: list[Any] = (
+            [] if chain is None else [faiss.downcast_VectorTransform(chain.at(i)) for i in range(chain.size())]
+        )
+        self.template = b"" if self.lists is None else self._digest()
+        if isinstance(self.lists, faiss.IndexIVFPQFastScan) and len(self) < SHORT_LIST_ROWS * self.lists.nlist:
+            self.lists.implem = QUERY_BY_QUERY
+
+    def __len__(self) -> int:
+        return int(self.index.ntotal)
+
+    def _digest(self) -> bytes:
+        """Of what decides on a query's lists: the rotation and the centroids."""
+        found = hashlib.blake2b(faiss.serialize_index(self.lists.quantizer).data, digest_size=16)
+        for rotation in self.rotations:
+            found.update(faiss.vector_to_array(rotation.A).data)
+        return found.digest()
+
+    def rotated(self, queries_QD: np.ndarray) -> np.ndarray:
+        """The queries as the lists and codes take them, (Q, D) float32."""
+        for rotation in self.rotations:
+            queries_QD = rotation.apply(queries_QD)
+        return np.ascontiguousarray(queries_QD, np.float32)
+
+    def search(
+        self, probes: Probes, chosen_Q: np.ndarray, fetch: int, nprobe: int, selected_N: np.ndarray | None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """What is nearest by its code: (Q, F) float32 cosines as the codes have them and (Q, F) int64 rows, -1 = none.
+
+        `chosen_Q`: places in the batch of the queries to answer. `selected_N`: bool, rows that may come back; LSH knows none.
+        """
+        if self.lists is None:
+            bits_QF, rows_QF = self.index.search(probes.queries_QD[chosen_Q], fetch)
+            return np.cos(np.pi * bits_QF / self.index.nbits), rows_QF  # the share of differing signs is the angle
+        nprobe = min(nprobe, self.lists.nlist)
+        rotated_QD, lists_QL, centroids_QL = (np.ascontiguousarray(part[chosen_Q]) for part in probes.of(self, nprobe))
+        scores_QF = np.empty((len(chosen_Q), fetch), np.float32)
+        rows_QF = np.empty((len(chosen_Q), fetch), np.int64)
+        options: dict[str, Any] = {"nprobe": nprobe}
+        if selected_N is not None:
+            options["sel"] = FAISS.IDSelectorBitmap(np.packbits(selected_N, bitorder="little"))
+        params = FAISS.SearchParametersIVF(**options)
+        pointers = [faiss.swig_ptr(array) for array in (lists_QL, centroids_QL, scores_QF, rows_QF)]
+        self.lists.search_preassigned_c(
+            len(rotated_QD), faiss.swig_ptr(rotated_QD), fetch, *pointers, False, params, None
+        )  # fmt: skip
+        return scores_QF, rows_QF
+
+    def decoded(self, row: int) -> np.ndarray:
+        """(D,) float32, what the code of a row says of its vector; of codes in lists."""
+        if self.lists.direct_map.no():
+            self.lists.make_direct_map()  # 8 bytes a row, once
+        return np.asarray(self.index.reconstruct(row), np.float32)
