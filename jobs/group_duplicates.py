@@ -67,10 +67,7 @@ def group(config: Config, digest: str) -> DuplicatesResult:
     features = delta.read(spark, paths.path("features"))
     images = near_duplicates.hashed(features, digest, config.duplicates.min_quality).persist()
     num_images = images.count()
-    pairs = near_duplicates.near_pairs(images.select("words").distinct(), num_images, config.duplicates.max_distance).persist()
-    num_pairs = pairs.count()
-    log.info("step=pairs images=%d pairs=%d seconds=%.1f", num_images, num_pairs, time.perf_counter() - start)
-    found = near_duplicates.groups(images, pairs, near_duplicates.components(pairs, num_pairs)).persist()
+    found = near_duplicates.groups(images, num_images, config.duplicates.max_distance).persist()
     spec = delta.TableSpec(
         paths.path("duplicates"),
         tables.DUPLICATES,
@@ -79,11 +76,11 @@ def group(config: Config, digest: str) -> DuplicatesResult:
     )
     num_changes = delta.write(spark, spec, found)
     counts = found.agg(F.count("*").alias("grouped"), F.count_distinct("group_id").alias("groups")).first()
-    for cached in (found, pairs, images):
+    for cached in (found, images):
         cached.unpersist()
     result = DuplicatesResult(num_images, counts["grouped"], counts["groups"], num_changes > 0)
     seconds = time.perf_counter() - start
-    log.info("step=write table=duplicates rows=%d groups=%d changed=%d seconds=%.1f", *counts, num_changes, seconds)
+    log.info("table=duplicates images=%d rows=%d groups=%d changed=%d seconds=%.1f", num_images, *counts, num_changes, seconds)
     return result
 
 

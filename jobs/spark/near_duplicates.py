@@ -1,14 +1,16 @@
 """Near pairs of 256-bit hashes within a Hamming radius of at most 31, and the groups they form. Exact, without all pairs.
 
-Every hash goes to a task for each of its bands; which pairs are found there, and why none is missed: jobs/spark/near_hashes.py.
-Where a task would have too many hashes, each band is cut by its first bits: a hash goes to the part of its own bits, and to those
-that they become by the flips allowed in the band and that are smaller. A pair is found in the part of the smaller of its two.
+Few enough go to one task. Else every hash goes to a task for each of its bands; which pairs are found there, and why none is
+missed: jobs/spark/near_hashes.py. Where a task would have too many hashes, each band is cut by its first bits: a hash goes to the
+part of its own bits, and to those that they become by the flips allowed in the band and that are smaller. A pair is found in the
+part of the smaller of its two.
 
 Equal hashes are one row from the start, however many pictures share them.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
@@ -20,8 +22,9 @@ from scipy.sparse.csgraph import connected_components
 from jobs.spark.near_hashes import Band, bands_for, flips_of, links
 
 ROWS_A_TASK = 16_000_000  # 32 bytes each, and about three times as much beside them
-PAIRS_A_TASK = 5_000_000  # 64 bytes each, and about three times as much beside them
+IMAGES_ALONE = 2_000_000  # that one task groups by itself: 200 bytes each, and 10 s; Spark's dealing alone takes longer
 PAIRS = "a ARRAY<BIGINT>, b ARRAY<BIGINT>, distance INT"
+GROUPS = "image_id STRING, group_id STRING, group_size INT, nearest_distance INT"
 
 
 def hashed(features: DataFrame, bundle_digest: str, min_quality: float) -> DataFrame:
@@ -29,6 +32,14 @@ def hashed(features: DataFrame, bundle_digest: str, min_quality: float) -> DataF
     words = [F.conv(F.hex(F.substring("hash", 8 * i + 1, 8)), 16, -10).cast("bigint") for i in range(4)]
     telling = (F.col("bundle_digest") == bundle_digest) & (F.col("crop") == 0) & (F.col("hash_quality") >= min_quality)
     return features.where(telling & F.col("hash").isNotNull()).select("image_id", F.array(*words).alias("words"))
+
+
+def groups(images: DataFrame, num_images: int, radius: int, images_alone: int = IMAGES_ALONE) -> DataFrame:
+    """The table `duplicates` of so many hashed images."""
+    if num_images <= images_alone:
+        return images.coalesce(1).mapInArrow(partial(_groups_alone, radius=radius), GROUPS)
+    pairs = near_pairs(images.select("words").distinct(), num_images, radius).persist()
+    return _groups_of_pairs(images, pairs, components(pairs))
 
 
 def near_pairs(words: DataFrame, num_hashes: int, radius: int, rows_a_task: int = ROWS_A_TASK) -> DataFrame:
@@ -89,14 +100,12 @@ class Parts:
         )
 
 
-def components(pairs: DataFrame, num_pairs: int, rows_a_task: int = PAIRS_A_TASK) -> DataFrame:
-    """Connected components of so many pairs (a, b): vertex, label (one vertex of its component).
+def components(pairs: DataFrame) -> DataFrame:
+    """Connected components of the pairs (a, b): vertex, label (the smallest vertex of its component).
 
-    Few enough go to one task. With more, in every round a vertex takes the smallest label around it and then its label's label,
-    so that long chains close in a few rounds; the rounds end when nothing changes.
+    In every round a vertex takes the smallest label around it and then its label's label, so that long chains close in a few
+    rounds; the rounds end when nothing changes.
     """
-    if num_pairs <= rows_a_task:
-        return pairs.select("a", "b").coalesce(1).mapInArrow(_joined, "vertex ARRAY<BIGINT>, label ARRAY<BIGINT>")
     edges = pairs.select("a", "b").union(pairs.select("b", "a")).toDF("vertex", "neighbour").persist()
     labels = edges.groupBy("vertex").agg(F.min(F.least("vertex", "neighbour")).alias("label")).localCheckpoint()
     while True:
@@ -115,7 +124,7 @@ def components(pairs: DataFrame, num_pairs: int, rows_a_task: int = PAIRS_A_TASK
             return labels
 
 
-def groups(images: DataFrame, pairs: DataFrame, labels: DataFrame) -> DataFrame:
+def _groups_of_pairs(images: DataFrame, pairs: DataFrame, labels: DataFrame) -> DataFrame:
     """The table `duplicates` from hashed images, the near pairs of their hashes and the components of those."""
     either_side = pairs.select("a", "distance").union(pairs.select("b", "distance")).toDF("words", "distance")
     nearest = either_side.groupBy("words").agg(F.min("distance").alias("distance"))
@@ -130,20 +139,38 @@ def groups(images: DataFrame, pairs: DataFrame, labels: DataFrame) -> DataFrame:
     return members.select(F.explode("ids").alias("image_id"), "group_id", "group_size", distance.alias("nearest_distance"))
 
 
-def _joined(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    """The components of all pairs (a, b)."""
-    if not (given := list(batches)):
+def _groups_alone(batches: Iterator[pa.RecordBatch], radius: int) -> Iterator[pa.RecordBatch]:
+    """The table `duplicates` of all images (image_id, words), band after band."""
+    if not (given := [batch for batch in batches if batch.num_rows]):
         return
-    pairs = pa.Table.from_batches(given)
-    ends = np.concatenate([_words(pairs["a"]), _words(pairs["b"])])
-    coded = pa.FixedSizeBinaryArray.from_buffers(pa.binary(32), len(ends), [None, pa.py_buffer(ends)]).dictionary_encode()
-    lefts, rights = coded.indices.to_numpy().reshape(2, -1)
-    num = len(coded.dictionary)
+    images = pa.Table.from_batches(given)
+    words = pa.FixedSizeBinaryArray.from_buffers(pa.binary(32), len(images), [None, pa.py_buffer(_words(images["words"]))])
+    hashes = words.dictionary_encode()
+    hash_of_I, num = hashes.indices.to_numpy(), len(hashes.dictionary)
+    words_N4 = np.frombuffer(hashes.dictionary.buffers()[1], np.uint64, 4 * num).reshape(-1, 4)
+    found = [links(words_N4, band, radius) for band in bands_for(num, radius)]
+    lefts, rights, distances = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    nearest_N = np.full(num, radius + 1, np.int32)
+    for ends in (lefts, rights):
+        np.minimum.at(nearest_N, ends, distances)
+    nearest_N[np.bincount(hash_of_I, minlength=num) > 1] = 0
     graph = coo_array((np.ones(len(lefts), np.int8), (lefts, rights)), shape=(num, num))
-    of_vertex = connected_components(graph, directed=False)[1]
-    first_of_component = np.unique(of_vertex, return_index=True)[1]
-    vertices_V4 = np.frombuffer(coded.dictionary.buffers()[1], np.int64, 4 * num).reshape(-1, 4)
-    yield pa.RecordBatch.from_pydict({"vertex": _lists(vertices_V4), "label": _lists(vertices_V4[first_of_component[of_vertex]])})
+    group_of_I = connected_components(graph, directed=False)[1][hash_of_I]
+    size_of_I = np.bincount(group_of_I)[group_of_I].astype(np.int32)
+    kept = pa.table(
+        {
+            "image_id": images["image_id"],
+            "group": group_of_I,
+            "group_size": size_of_I,
+            "nearest_distance": nearest_N[hash_of_I],
+        }
+    ).filter(pa.array(size_of_I > 1))
+    first = kept.group_by("group").aggregate([("image_id", "min")]).rename_columns({"image_id_min": "group_id"})
+    yield from (
+        kept.join(first, "group", join_type="inner")
+        .select(["image_id", "group_id", "group_size", "nearest_distance"])
+        .to_batches()
+    )
 
 
 def _words(lists: pa.ChunkedArray) -> np.ndarray:

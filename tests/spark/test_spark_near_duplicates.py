@@ -10,7 +10,7 @@ from pyspark.sql import DataFrame, SparkSession
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from jobs.spark.near_duplicates import components, groups, hashed, near_pairs
+from jobs.spark.near_duplicates import groups, hashed, near_pairs
 
 RADIUS = 31
 Pairs = dict[tuple[int, int], int]
@@ -106,8 +106,11 @@ def test_hashes_that_share_most_of_their_bands(spark: SparkSession, dealt: tuple
     assert joined(found, len(hashes)) == joined(truth, len(hashes))
 
 
-@pytest.mark.parametrize("pairs_a_task", [100, 0], ids=["one task", "rounds"])
-def test_groups_are_connected_components(spark: SparkSession, pairs_a_task: int) -> None:
+ALONE = pytest.mark.parametrize("images_alone", [100, 0], ids=["one task", "dealt"])
+
+
+@ALONE
+def test_groups_are_connected_components(spark: SparkSession, images_alone: int) -> None:
     """A chain whose ends are far apart is one group; equal hashes are at distance 0; flat pictures and loners stay out."""
     rng = random.Random(5)
     chain = [rng.getrandbits(256)]
@@ -115,8 +118,7 @@ def test_groups_are_connected_components(spark: SparkSession, pairs_a_task: int)
         chain.append(flipped(chain[-1], rng.sample(range(256), 20)))
     twin, loner = rng.getrandbits(256), rng.getrandbits(256)
     images = hashed_images(spark, [*chain, twin, twin, loner]).persist()
-    pairs = near_pairs(images.select("words").distinct(), 15, RADIUS).persist()
-    found = {row["image_id"]: row for row in groups(images, pairs, components(pairs, pairs.count(), pairs_a_task)).collect()}
+    found = {row["image_id"]: row for row in groups(images, 16, RADIUS, images_alone).collect()}
     assert sorted(found) == [image_id(i) for i in range(15)]
     assert {(row["group_id"], row["group_size"]) for i, row in found.items() if i < image_id(13)} == {(image_id(0), 13)}
     assert {found[image_id(i)]["nearest_distance"] for i in (13, 14)} == {0}
@@ -124,13 +126,30 @@ def test_groups_are_connected_components(spark: SparkSession, pairs_a_task: int)
     assert found[image_id(0)]["nearest_distance"] == 20
 
 
-def test_equal_hashes_are_a_group_where_no_pair_is_near(spark: SparkSession) -> None:
+@ALONE
+def test_equal_hashes_are_a_group_where_no_pair_is_near(spark: SparkSession, images_alone: int) -> None:
     rng = random.Random(6)
     twin = rng.getrandbits(256)
     images = hashed_images(spark, [twin, twin, rng.getrandbits(256)])
-    pairs = near_pairs(images.select("words").distinct(), 3, RADIUS)
-    found = groups(images, pairs, components(pairs, 0)).collect()
+    found = groups(images, 3, RADIUS, images_alone).collect()
     assert [(row["image_id"], row["group_size"]) for row in sorted(found)] == [(image_id(0), 2), (image_id(1), 2)]
+
+
+@ALONE
+def test_no_image_no_group(spark: SparkSession, images_alone: int) -> None:
+    assert groups(hashed_images(spark, [1]).limit(0), 0, RADIUS, images_alone).collect() == []
+
+
+@pytest.mark.slow
+def test_one_task_groups_as_many_do(spark: SparkSession) -> None:
+    """Crowds, chains, twins and loners."""
+    rng = random.Random(8)
+    hashes = [rng.getrandbits(256) for _ in range(40)]
+    for _ in range(160):
+        hashes.append(flipped(rng.choice(hashes), rng.sample(range(256), rng.randrange(0, 45))))
+    images = hashed_images(spark, hashes).persist()
+    alone, dealt = (sorted(groups(images, len(hashes), RADIUS, limit).collect()) for limit in (1000, 0))
+    assert alone == dealt and len({row["group_id"] for row in alone}) > 10
 
 
 def test_only_whole_pictures_of_the_bundle_with_a_telling_hash(spark: SparkSession) -> None:
