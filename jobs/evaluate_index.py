@@ -36,7 +36,15 @@ from jobs.config import Config, JobError, run_job
 from jobs.evaluation.beside_champion import KnownAnswer, by_category, got_worse, known_answers, recalls, replay, replay_texts
 from jobs.evaluation.gate_report import write_gate_report
 from jobs.evaluation.hash_probes import CatalogSample, calibrate_exit, probe_photos, sample_catalog
-from jobs.evaluation.index_recall import SHARES, PartitionRecall, measure_partition, ranked, sample_queries
+from jobs.evaluation.index_recall import (
+    PLACES,
+    SHARES,
+    TARGET_PLACES,
+    PartitionRecall,
+    measure_partition,
+    ranked,
+    sample_queries,
+)
 from jobs.evaluation.index_recall import Queries as IndexQueries
 from jobs.evaluation.metrics import recall_at
 from jobs.evaluation.no_match import NearestCrops, calibrate_no_match
@@ -255,9 +263,15 @@ def choose_specs(
             *(partition.name, spec.factory, spec.nprobe, spec.refine_factor, recall.recall),
         )
     exact_SQK = np.stack([recall.exact_QK for recall in measured])
-    exact_QK, _ = ranked(exact_SQK, exact_SQK)
-    _, found_QK = ranked(np.stack([recall.found_QK for recall in measured]), np.stack([recall.true_QK for recall in measured]))
-    metrics = {f"recall_at_{k}": round(recall_at(found_QK, exact_QK, k), 4) for k in (1, 10, 100)}
+    exact_QK, _ = ranked(exact_SQK, exact_SQK, PLACES)
+    found = {}
+    for places in (TARGET_PLACES, PLACES):
+        scores_SQK, true_SQK = (np.stack(side) for side in zip(*(recall.found[places] for recall in measured), strict=True))
+        found[places] = ranked(scores_SQK, true_SQK, places)[1]
+    found_QK = found[TARGET_PLACES]
+    metrics = {
+        f"recall_at_{k}": round(recall_at(found[max(k, TARGET_PLACES)], exact_QK, k), 4) for k in (1, TARGET_PLACES, PLACES)
+    }
     metrics |= {
         f"recall_at_10.{UNFIT.sub('_', p.name)}": round(r.recall, 4) for p, r in zip(plan.partitions, measured, strict=True)
     }

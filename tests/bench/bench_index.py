@@ -26,6 +26,7 @@ import faiss
 import numpy as np
 import psutil
 
+from jobs.evaluation.index_recall import cheapest
 from serve.index.codes import Probes
 from serve.index.manifest import PartitionSpec
 from serve.index.merge import merge_top_k
@@ -43,7 +44,6 @@ FAISS: Any = faiss
 K = 10
 TARGET = 0.95
 MILVUS_MOST = 100_000  # vectors; milvus-lite is for prototypes
-MARGIN = 0.01
 ENOUGH = 0.97
 FACTORS = (10, 20, 40, 80)
 ROUNDS = 5
@@ -120,7 +120,7 @@ def bench_ours(folder: Path, threads: int) -> dict[str, dict[str, Any]]:
         ours = lambda queries, nprobe: shard.search(queries, K, nprobe)[1]  # noqa: E731
         theirs = lambda queries, nprobe: raw.search(queries, K, params=faiss_params(nprobe, factor))[1]  # noqa: E731
         points: dict[str, list[dict[str, Any]]] = {"ours": [], "faiss": []}
-        factor = enough_candidates(shard, queries, truth)
+        factor = choose_candidates(shard, plan.nprobes, queries, truth)
         for nprobe in plan.nprobes:
             for name, search in (("ours", ours), ("faiss", theirs)):
                 points[name].append(measure(search, nprobe, queries, truth))
@@ -152,12 +152,15 @@ def bench_ours(folder: Path, threads: int) -> dict[str, dict[str, Any]]:
     }
 
 
-def enough_candidates(shard: Shard, queries: np.ndarray, truth: np.ndarray) -> int:
-    """The first of FACTORS with which all lists together pass the target; the shard is searched with it from now on."""
-    for factor in FACTORS:
+def choose_candidates(shard: Shard, nprobes: tuple[int, ...], queries: np.ndarray, truth: np.ndarray) -> int:
+    """The refine_factor that evaluate_index would choose for the target; the shard is searched with it from now on."""
+
+    def recall_of(nprobe: int, factor: int) -> float:
         shard.spec = shard.spec.model_copy(update={"refine_factor": factor})
-        if recall(shard.search(queries[::5], K, shard.codes.lists.nlist)[1], truth[::5]) >= TARGET + MARGIN:
-            break
+        return recall(shard.search(queries[::5], K, nprobe)[1], truth[::5])
+
+    _, factor = cheapest(recall_of, nprobes, FACTORS, TARGET, shard.num_rows)
+    shard.spec = shard.spec.model_copy(update={"refine_factor": factor})
     return factor
 
 
@@ -187,7 +190,7 @@ def bench_sharded(folder: Path, threads: int, num_shards: int = 8) -> dict[str, 
             rows = [np.where(rows >= 0, rows + start, -1) for (_, rows), start in zip(found, starts[name], strict=True)]
             return merge_top_k(np.stack([scores for scores, _ in found]), np.stack(rows), K)[1]
 
-        factor = enough_candidates(opened["one"][0], queries, truth)
+        factor = choose_candidates(opened["one"][0], nprobes["one"], queries, truth)
         for shard in opened["shards"]:
             shard.spec = opened["one"][0].spec.of_shard(num_shards)
         chosen = {}
