@@ -30,7 +30,9 @@ def test_rules(num_rows: int, dim: int) -> None:
 
 def test_settings_win() -> None:
     assert plan_index(50_000, 64, IndexConfig(nlist=100, pq_bytes=16, opq=False)).factory == "IVF100,PQ32x4fs"
-    assert plan_index(50_000_000, 128, IndexConfig(train_rows=3_000_000)).factory == "OPQ32,IVF32768_HNSW32,PQ32x4fs"
+    assert plan_index(50_000_000, 128, IndexConfig(train_rows=3_000_000)).factory == "OPQ64,IVF32768_HNSW32,PQ64x4fs"
+    assert plan_index(50_000, 64, IndexConfig()).factory == "OPQ32,IVF1024,PQ32x4fs"
+    assert plan_index(50_000, 512, IndexConfig()).factory == "OPQ128,IVF1024,PQ128x4fs"
     assert plan_index(50_000_000, 128, IndexConfig(kind="flat")).is_flat
     assert plan_index(50, 128, IndexConfig(kind="ivf_pq4")).is_flat  # too few to train on
     with pytest.raises(ValueError, match="pq_bytes=7"):
