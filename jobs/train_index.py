@@ -17,7 +17,7 @@ import logging
 import math
 import shutil
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -103,7 +103,7 @@ def run(config: Config) -> TrainResult:
         rows = read_rows(tables, versions, digest, config.index, read_generation(config.store))
     except (DeltaError, FileNotFoundError) as error:
         raise JobError(f"{tables.root}: versions {versions} can't be read any more; clean_store removes old ones") from error
-    plans = [plan_partition(max(cut.rows_by_bucket), rows, config) for cut in rows.cuts]
+    plans = [plan_partition(cut.rows_by_bucket, rows, config) for cut in rows.cuts]
     stage_products(tables, versions, rows.photos, [products_path(folder, name) for name in rows.names])
     earlier = EarlierShards(config.store, rows.dim)
     templates, reused = stage_and_train(config, folder, tables, versions, digest, rows, plans, earlier)
@@ -179,11 +179,11 @@ def release_id_of(config: Config, versions: dict[str, int], digest: str, models:
     return "r" + hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def plan_partition(num_rows: int, rows: CatalogRows, config: Config) -> IndexPlan:
-    """`plan_index` within this row's share of index.max_ram_bytes, its refusal as a JobError."""
+def plan_partition(rows_by_bucket: Sequence[int], rows: CatalogRows, config: Config) -> IndexPlan:
+    """`plan_index` within each row's share of index.max_ram_bytes, its refusal as a JobError."""
     most = config.index.max_ram_bytes or math.inf
     try:
-        return plan_index(num_rows, rows.dim, config.index, most / rows.counts.crops)
+        return plan_index(max(rows_by_bucket), rows.dim, config.index, most / rows.counts.crops, sum(rows_by_bucket))
     except ValueError as error:
         raise JobError(str(error)) from error
 

@@ -47,6 +47,7 @@ MILVUS_MOST = 100_000  # vectors; milvus-lite is for prototypes
 ENOUGH = 0.97
 FACTORS = (10, 20, 40, 80)
 ROUNDS = 5
+SAME_RECALL = 0.002  # shards may find so much less than one index
 PEER_TIMEOUT_S = 3600
 Search = Callable[[np.ndarray, int], np.ndarray]  # (queries, nprobe) -> (Q, K) rows
 
@@ -174,7 +175,7 @@ def bench_sharded(folder: Path, threads: int, num_shards: int = 8) -> dict[str, 
         opened: dict[str, list[Shard]] = {"one": [], "shards": []}
         nprobes: dict[str, tuple[int, ...]] = {}
         for name, rows in (("one", [np.arange(num)]), ("shards", parts)):
-            plan = plan_index(len(rows[0]), dim, IndexConfig())
+            plan = plan_index(len(rows[0]), dim, IndexConfig(), total_rows=num)
             template, nprobes[name] = train_template(plan, sample_of(vectors, plan), 17), plan.nprobes
             spec = PartitionSpec(factory=plan.factory, vectors=plan.vectors, nprobe=1, refine_factor=10, metric="cosine")
             for i, part in enumerate(rows):
@@ -197,7 +198,7 @@ def bench_sharded(folder: Path, threads: int, num_shards: int = 8) -> dict[str, 
         for name in ("one", "shards"):
             for nprobe in nprobes[name]:
                 chosen[name] = measure(partial(search, name), nprobe, queries, truth)
-                if chosen[name]["recall"] >= TARGET:
+                if chosen[name]["recall"] >= (TARGET if name == "one" else chosen["one"]["recall"] - SAME_RECALL):
                     break
         rates = {
             name: [measure(partial(search, name), point["effort"], queries, truth)["qps"] for _ in range(ROUNDS)]
