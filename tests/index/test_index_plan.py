@@ -33,20 +33,17 @@ def test_settings_win() -> None:
     assert plan_index(50_000_000, 128, IndexConfig(train_rows=3_000_000)).factory == "OPQ64,IVF32768_HNSW32,PQ64x4fs"
     assert plan_index(50_000, 64, IndexConfig()).factory == "OPQ32,IVF1024,PQ32x4fs"
     assert plan_index(50_000, 512, IndexConfig()).factory == "OPQ128,IVF1024,PQ128x4fs"
-    assert (
-        plan_index(125_000, 256, IndexConfig(), total_rows=1_000_000).nlist
-        == 2048
-        != plan_index(125_000, 256, IndexConfig()).nlist
-    )
-    assert (
-        plan_index(12_500, 256, IndexConfig(), total_rows=100_000).nlist
-        == 512
-        == plan_index(12_500, 256, IndexConfig()).nlist // 1
-    )
     assert plan_index(50_000_000, 128, IndexConfig(kind="flat")).is_flat
     assert plan_index(50, 128, IndexConfig(kind="ivf_pq4")).is_flat  # too few to train on
     with pytest.raises(ValueError, match="pq_bytes=7"):
         plan_index(50_000, 64, IndexConfig(pq_bytes=7))
+
+
+@pytest.mark.parametrize(
+    ("num_rows", "num_shards", "nlist"), [(125_000, 1, 1024), (125_000, 8, 2048), (12_500, 8, 512), (1_000_000, 1, 4096)]
+)
+def test_lists_of_several_shards(num_rows: int, num_shards: int, nlist: int) -> None:
+    assert plan_index(num_rows, 256, IndexConfig(), total_rows=num_shards * num_rows).nlist == nlist
 
 
 def test_kinds_and_budget() -> None:
