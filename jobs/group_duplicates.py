@@ -76,8 +76,7 @@ def group(config: Config, digest: str) -> DuplicatesResult:
     )
     num_changes = delta.write(spark, spec, found)
     counts = found.agg(F.count("*").alias("grouped"), F.count_distinct("group_id").alias("groups")).first()
-    for cached in (found, images):
-        cached.unpersist()
+    spark.catalog.clearCache()
     result = DuplicatesResult(num_images, counts["grouped"], counts["groups"], num_changes > 0)
     seconds = time.perf_counter() - start
     log.info("table=duplicates images=%d rows=%d groups=%d changed=%d seconds=%.1f", num_images, *counts, num_changes, seconds)

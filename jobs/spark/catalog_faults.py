@@ -72,7 +72,9 @@ def shared_pictures(catalog: DataFrame) -> DataFrame:
     rows = usable(catalog).select("image_id", "product_id", "title", "image_uri", "position", "group_id")
     group = F.when(F.count("group_id") == F.count("*"), F.count_distinct("group_id"))
     sizes = rows.groupBy("image_id").agg(F.count_distinct("product_id").alias("size"), group.alias("num_groups"))
-    shared = sizes.where("size > 1").join(first_shown(rows, "image_id", says=F.lit("")), on="image_id", how="inner")
+    several = sizes.where("size > 1")
+    theirs = rows.join(several.select("image_id"), on="image_id", how="left_semi")
+    shared = several.join(first_shown(theirs, "image_id", says=F.lit("")), on="image_id", how="inner")
     siblings = F.coalesce(F.col("num_groups") == 1, F.lit(False))
     return fault(
         shared,
@@ -93,7 +95,8 @@ def across_brands(catalog: DataFrame, duplicates: DataFrame) -> DataFrame:
         F.count_distinct("brand_key").alias("num_brands"), F.count_distinct("product_id").alias("size")
     )
     several = sizes.where("num_brands > 1")
-    shown = first_shown(rows, "group", says=F.coalesce("brand", F.lit("")), one_of="brand_key")
+    theirs = rows.join(several.select("group"), on="group", how="left_semi")
+    shown = first_shown(theirs, "group", says=F.coalesce("brand", F.lit("")), one_of="brand_key")
     return fault(
         several.join(shown, on="group", how="inner"),
         "across_brands",
