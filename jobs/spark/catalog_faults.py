@@ -95,8 +95,7 @@ def across_brands(catalog: DataFrame, duplicates: DataFrame) -> DataFrame:
         F.count_distinct("brand_key").alias("num_brands"), F.count_distinct("product_id").alias("size")
     )
     several = sizes.where("num_brands > 1")
-    theirs = rows.join(several.select("group"), on="group", how="left_semi")
-    shown = first_shown(theirs, "group", says=F.coalesce("brand", F.lit("")), one_of="brand_key")
+    shown = first_shown(rows, "group", says=F.coalesce("brand", F.lit("")), one_of="brand_key")
     return fault(
         several.join(shown, on="group", how="inner"),
         "across_brands",
