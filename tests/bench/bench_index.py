@@ -13,6 +13,7 @@ build_shards writes it; `faiss` the same type built and searched by FAISS alone,
 import argparse
 import json
 import os
+import resource
 import subprocess
 import sys
 import tempfile
@@ -27,13 +28,15 @@ import numpy as np
 import psutil
 
 from jobs.evaluation.index_recall import cheapest
-from serve.index.codes import Probes
+from serve.index.codes import Codes, Probes
+from serve.index.exact import best_k
 from serve.index.manifest import PartitionSpec
 from serve.index.merge import merge_top_k
 from serve.index.plan import IndexPlan, plan_index
-from serve.index.shard import Shard
+from serve.index.shard import INDEX_FILE, Shard
 from serve.index.spec import IndexConfig
 from serve.index.template import train_template
+from serve.index.vectors import StoredVectors
 from serve.index.writer import write_vectors
 from tests.bench.index_plots import plot
 from tests.bench.index_shard import write_bench_shard
@@ -43,6 +46,7 @@ from tests.bench.record import RESULTS, record
 FAISS: Any = faiss
 K = 10
 TARGET = 0.95
+BESIDE_MOST = 2_000_000  # vectors that are measured beside FAISS, in a whole shard
 MILVUS_MOST = 100_000  # vectors; milvus-lite is for prototypes
 ENOUGH = 0.97
 FACTORS = (10, 20, 40, 80)
@@ -150,6 +154,47 @@ def bench_ours(folder: Path, threads: int) -> dict[str, dict[str, Any]]:
             "filtered_recall_at_10": filtered,
         },
         "faiss": {"factory": plan.factory, "build_cpu_s": train_s + raw_fill_s, "points": points["faiss"]},
+    }
+
+
+def bench_rows(folder: Path, threads: int) -> dict[str, dict[str, Any]]:
+    """`ours` where it is too large to stand beside another: the files that vectors are searched in, without records and FAISS."""
+    vectors, queries, truth = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("vectors", "queries", "truth"))
+    queries, num, dim = np.asarray(queries), len(vectors), vectors.shape[1]
+    faiss.omp_set_num_threads(threads)
+    plan = plan_index(num, dim, IndexConfig())
+    template, train_s = cpu_s(lambda: train_template(plan, sample_of(vectors, plan), 17))
+    with tempfile.TemporaryDirectory(dir=folder) as work:
+        _, vectors_s = cpu_s(lambda: write_vectors(Path(work), vectors, template, plan.vectors))
+        built_bytes = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        disk = sum(file.stat().st_size for file in Path(work).iterdir())
+        start = time.perf_counter()
+        codes, stored = Codes(Path(work) / INDEX_FILE), StoredVectors(Path(work), plan.vectors, dim, norms=True)
+        open_s = time.perf_counter() - start
+        factor = FACTORS[0]
+
+        def search(queries_QD: np.ndarray, nprobe: int) -> np.ndarray:
+            every_Q = np.arange(len(queries_QD))
+            _, rows_QF = codes.search(Probes(queries_QD), every_Q, K * factor, nprobe, None)
+            return best_k(stored.cosines(queries_QD, rows_QF), rows_QF, K)[1]
+
+        def recall_of(nprobe: int, tried: int) -> float:
+            nonlocal factor
+            factor = tried
+            return recall(search(queries[::5], nprobe), truth[::5])
+
+        most, factor = cheapest(recall_of, plan.nprobes, FACTORS, TARGET, num)
+        points = [measure(search, nprobe, queries, truth) for nprobe in plan.nprobes if nprobe <= 2 * most]
+    return {
+        "ours": {
+            "factory": plan.factory,
+            "refine_factor": factor,
+            "build_cpu_s": train_s + vectors_s,
+            "build_peak_bytes": built_bytes,
+            "disk_bytes_per_vector": disk / num,
+            "open_s": open_s,
+            "points": points,
+        }
     }
 
 
@@ -264,7 +309,7 @@ def main() -> None:
             if system in figures or (system == "milvus" and size > MILVUS_MOST):
                 continue
             if system == "ours":
-                figures |= bench_ours(folder, args.threads)
+                figures |= (bench_ours if size <= BESIDE_MOST else bench_rows)(folder, args.threads)
             elif system == "ours_8_shards":
                 figures[system] = bench_sharded(folder, args.threads)
             else:
