@@ -20,8 +20,8 @@ QUERY_BY_QUERY = 11  # FAISS's IndexIVFFastScan.implem; by rule it takes 13, lis
 class Probes:
     """One batch of queries, and the lists nearest to each: looked up once for all shards that were filled from one template.
 
-    Comparing with the centroids takes a quarter of a search of a million rows (4,096 lists, 256 looked at), and half of one of
-    125,000. An object of one search: not for several threads.
+    Choosing lists takes a quarter of a search of a million rows (256 of 4,096), and a third of one of 125,000 (64 of 1,024).
+    An object of one search: not for several threads.
     """
 
     def __init__(self, queries_QD: np.ndarray) -> None:
