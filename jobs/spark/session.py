@@ -83,7 +83,9 @@ def session_settings(config: SparkConfig, app: str) -> dict[str, str]:
             "spark.databricks.delta.snapshotPartitions": "2",  # 50 by default, each a task
             # A local run ends before the second compiler pays: start, first run and rerun of curate_catalog on 547 rows took
             # 60 CPU seconds with the first alone, 93 with both. For millions of rows take it back in spark.settings.
-            "spark.driver.extraJavaOptions": "-XX:TieredStopAtLevel=1",
+            # With one compiler Java sets 48 MB aside for compiled code, which the queries of some thirty nights in one process
+            # fill: "Out of space in CodeCache for adapters". 240 MB is its own choice with both.
+            "spark.driver.extraJavaOptions": "-XX:TieredStopAtLevel=1 -XX:ReservedCodeCacheSize=240m",
         }
     return settings | config.settings
 
