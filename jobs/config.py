@@ -306,6 +306,7 @@ class AugmentConfig(Section):
     relight: float = Field(1.0, ge=0, le=3, description="strength of brightness, contrast, saturation and white balance")
     dark_frac: float = Field(0.0, ge=0, le=1, description="share of crops in 0.2 to 0.6 of the light")
     erase_frac: float = Field(0.25, ge=0, le=1, description="share of crops with a hidden rectangle")
+    erase_max_area: float = Field(0.15, ge=0.02, le=0.9, description="largest such rectangle, in areas of the crop")
     blur_frac: float = Field(0.3, ge=0, le=1)
     noise_frac: float = Field(0.0, ge=0, le=1)
     jpeg_frac: float = Field(0.3, ge=0, le=1)

@@ -1,6 +1,6 @@
 """The index against exact search: what a partition finds, and the cheapest settings that find enough.
 
-Letters: Q queries, D width, K places, S shards.
+Letters: Q queries, D width, K places, S shards, G partitions.
 """
 
 import bisect
@@ -15,10 +15,10 @@ import numpy as np
 
 from jobs.building import PartitionPlan, vectors_path
 from jobs.evaluation.metrics import recall_at
-from serve.index.codes import Probes
 from serve.index.exact import NONE_SCORE, cosines, exact_search
 from serve.index.manifest import OperatingPoint, PartitionSpec
 from serve.index.merge import merge_top_k
+from serve.index.partition import Partition
 from serve.index.plan import FLAT, cost_of
 from serve.index.shard import Shard
 from serve.index.vectors import map_rows
@@ -28,7 +28,6 @@ PLACES = 100  # recall is measured up to here
 FILTERED_QUERIES = 50
 SHARES = (0.5, 0.1, 0.01)  # of the products that a filter lets through
 WIDENED = (1, 2, 4, 8)  # times refine_factor
-Answers = dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]  # by shard: scores it ranks by, rows, their true cosines
 
 
 @dataclass(frozen=True)
@@ -71,34 +70,36 @@ def sample_queries(shards: dict[str, Shard], num: int, seed: int) -> Queries:
 
 
 def measure_partition(
-    folder: Path, partition: PartitionPlan, first: PartitionSpec, dim: int, queries: Queries, target: float, threads: int
+    folder: Path, planned: PartitionPlan, first: PartitionSpec, dim: int, queries: Queries, target: float, threads: int
 ) -> PartitionRecall:
     """The cheapest settings that reach `target` recall@10 in this partition, or the widest where none does, and what they find.
 
     Codes that are too coarse need more candidates, lists that are too few more lists; where both would do, `cost_of` decides.
     """
     faiss.omp_set_num_threads(threads)
-    shards = {shard.path: Shard.open(folder / shard.path, first, dim) for shard in partition.shards}
-    originals = {shard.path: map_rows(vectors_path(folder, shard), np.float16, dim) for shard in partition.shards}
-    nearest = {path: exact_search(queries.embeddings_QD, vectors_ND, PLACES + 1) for path, vectors_ND in originals.items()}
-    exact_QK, _ = merged(queries, {path: (scores, rows, scores) for path, (scores, rows) in nearest.items()}, PLACES)
-    if partition.factory == FLAT:
+    partition = Partition([Shard.open(folder / shard.path, first, dim) for shard in planned.shards], first)
+    originals = [map_rows(vectors_path(folder, shard), np.float16, dim) for shard in planned.shards]
+    own_Q = np.full(len(queries.rows_Q), -1)
+    for shard, start in zip(planned.shards, partition.row_starts, strict=False):
+        here = queries.shards_Q == shard.path
+        own_Q[here] = queries.rows_Q[here] + start
+    nearest = [exact_search(queries.embeddings_QD, vectors_ND, PLACES + 1) for vectors_ND in originals]
+    rows_SQK = [np.where(rows >= 0, rows + at, -1) for (_, rows), at in zip(nearest, partition.row_starts, strict=False)]
+    scores_QK, rows_QK = merge_top_k(np.stack([scores for scores, _ in nearest]), np.stack(rows_SQK), PLACES + 1)
+    exact_QK, _ = without_own(scores_QK, rows_QK, own_Q, PLACES)
+    if planned.factory == FLAT:
         exact = {places: (exact_QK[:, :places], exact_QK[:, :places]) for places in (TARGET_PLACES, PLACES)}
         return PartitionRecall(first, exact, exact_QK)
     points: dict[tuple[int, int], OperatingPoint] = {}
 
     def found(spec: PartitionSpec, places: int) -> tuple[tuple[np.ndarray, np.ndarray], float]:
-        """What a search for so many finds, and its CPU milliseconds a query."""
-        for shard in shards.values():
-            shard.spec = spec.of_shard(len(shards))
-        start, probes = time.process_time(), Probes(queries.embeddings_QD)
-        looked = {path: shard.search(queries.embeddings_QD, places + 1, probes=probes) for path, shard in shards.items()}
+        """What a search for so many finds: scores and true cosines; and its CPU milliseconds a query."""
+        partition.spec = spec
+        start = time.process_time()
+        scores_QK, rows_QK = partition.search(queries.embeddings_QD, places + 1)
         cpu_ms = 1000 * (time.process_time() - start) / len(queries.embeddings_QD)
-        answers = {
-            path: (scores, rows, true_cosines(queries.embeddings_QD, rows, originals[path]))
-            for path, (scores, rows) in looked.items()
-        }
-        return merged(queries, answers, places), cpu_ms
+        scores_QK, rows_QK = without_own(scores_QK, rows_QK, own_Q, places)
+        return (scores_QK, true_cosines(queries.embeddings_QD, rows_QK, originals, partition.row_starts)), cpu_ms
 
     def look(nprobe: int, factor: int) -> float:
         """Recall@10 at one setting."""
@@ -110,15 +111,11 @@ def measure_partition(
         return points[nprobe, factor].recall_at_10
 
     factors = [first.refine_factor * more for more in WIDENED]
-    nprobe, factor = cheapest(look, partition.nprobes, factors, target, sum(map(len, originals.values())))
+    nprobe, factor = cheapest(look, planned.nprobes, factors, target, partition.num_rows)
     chosen = first.model_copy(update={"nprobe": nprobe, "refine_factor": factor})
-    return PartitionRecall(
-        chosen,
-        {places: found(chosen, places)[0] for places in (PLACES, TARGET_PLACES)},
-        exact_QK,
-        tuple(points[key] for key in sorted(points)),
-        tuple(filtered_recall(list(shards.values()), queries.embeddings_QD[:FILTERED_QUERIES], s) for s in SHARES),
-    )
+    answers = {places: found(chosen, places)[0] for places in (PLACES, TARGET_PLACES)}
+    filtered = tuple(filtered_recall(partition, queries.embeddings_QD[:FILTERED_QUERIES], share) for share in SHARES)
+    return PartitionRecall(chosen, answers, exact_QK, tuple(points[key] for key in sorted(points)), filtered)
 
 
 def cheapest(
@@ -141,44 +138,39 @@ def cheapest(
     return chosen
 
 
-def filtered_recall(shards: list[Shard], queries_QD: np.ndarray, share: float) -> float:
+def filtered_recall(partition: Partition, queries_QD: np.ndarray, share: float) -> float:
     """Recall@10 of distinct products against scoring every allowed row, where a seeded share of the products may come back."""
-    found: list[tuple[np.ndarray, np.ndarray]] = []
-    exact: list[tuple[np.ndarray, np.ndarray]] = []
-    for shard in shards:
-        allowed_P = np.random.default_rng(len(found)).random(shard.records.num_products) < share
-        chosen = shard.spec
-        found.append(shard.search_products(queries_QD, TARGET_PLACES, allowed_P))
-        shard.spec = chosen.model_copy(update={"refine_factor": shard.num_rows + 1})
-        exact.append(shard.search_products(queries_QD, TARGET_PLACES, allowed_P))
-        shard.spec = chosen
-    found_QK, exact_QK = (
-        merge_top_k(np.stack([scores for scores, _ in side]), np.stack([rows for _, rows in side]), TARGET_PLACES)[0]
-        for side in (found, exact)
-    )
+    allowed_P = np.random.default_rng(0).random(partition.num_products) < share
+    found_QK, _ = partition.search_products(queries_QD, TARGET_PLACES, allowed_P)
+    exact_QK, _ = partition.search_products(queries_QD, TARGET_PLACES, allowed_P, exact=True)
     return recall_at(found_QK, exact_QK, TARGET_PLACES)
 
 
-def merged(queries: Queries, answers: Answers, places: int) -> tuple[np.ndarray, np.ndarray]:
-    """(Q, places) scores and true cosines over the shards, each query's own row left out."""
-    scores, cosines_true = [], []
-    for path, (scores_QK, rows_QK, true_QK) in answers.items():
-        own = (queries.shards_Q == path)[:, None] & (rows_QK == queries.rows_Q[:, None])
-        scores.append(np.where(own, NONE_SCORE, scores_QK))
-        cosines_true.append(np.where(own, NONE_SCORE, true_QK))
-    return ranked(np.stack(scores), np.stack(cosines_true), places)
+def without_own(scores_QK: np.ndarray, rows_QK: np.ndarray, own_Q: np.ndarray, places: int) -> tuple[np.ndarray, np.ndarray]:
+    """(Q, places) scores, best first, and rows: each query's own row `own_Q` (-1 = elsewhere) left out."""
+    own_QK = (rows_QK == own_Q[:, None]) | (rows_QK < 0)
+    scores_QK, rows_QK = np.where(own_QK, NONE_SCORE, scores_QK), np.where(own_QK, -1, rows_QK)
+    order_QK = np.argsort(-scores_QK, axis=1, kind="stable")[:, :places]
+    return np.take_along_axis(scores_QK, order_QK, 1), np.take_along_axis(rows_QK, order_QK, 1)
 
 
-def ranked(scores_SQK: np.ndarray, true_SQK: np.ndarray, places: int) -> tuple[np.ndarray, np.ndarray]:
-    """The best by score over shards or partitions: (Q, places) scores, and their true cosines in the same order."""
-    scores_QN, true_QN = (np.concatenate(list(side), axis=1) for side in (scores_SQK, true_SQK))
+def ranked(scores_GQK: np.ndarray, true_GQK: np.ndarray, places: int) -> tuple[np.ndarray, np.ndarray]:
+    """The best by score over partitions: (Q, places) scores, and their true cosines in the same order."""
+    scores_QN, true_QN = (np.concatenate(list(side), axis=1) for side in (scores_GQK, true_GQK))
     order = np.argsort(-scores_QN, axis=1, kind="stable")[:, :places]
     return np.take_along_axis(scores_QN, order, 1), np.take_along_axis(true_QN, order, 1)
 
 
-def true_cosines(queries_QD: np.ndarray, rows_QK: np.ndarray, vectors_ND: np.ndarray) -> np.ndarray:
-    """(Q, K) cosines of the found rows with the vectors as they were embedded; -inf where row -1 says none."""
+def true_cosines(
+    queries_QD: np.ndarray, rows_QK: np.ndarray, vectors_SND: Sequence[np.ndarray], starts_S: np.ndarray
+) -> np.ndarray:
+    """(Q, K) cosines of the found rows with the vectors as they were embedded; -inf where row -1 says none.
+
+    `starts_S`: first row of each shard, and the end.
+    """
     true_QK = np.full(rows_QK.shape, NONE_SCORE, np.float32)
-    for query_D, rows_K, true_K in zip(queries_QD, rows_QK, true_QK, strict=True):
-        true_K[rows_K >= 0] = cosines(query_D[None], vectors_ND[rows_K[rows_K >= 0]])[0]
+    for vectors_ND, start, end in zip(vectors_SND, starts_S, starts_S[1:], strict=False):
+        here_QK = (rows_QK >= start) & (rows_QK < end)
+        for q in np.flatnonzero(here_QK.any(axis=1)):
+            true_QK[q, here_QK[q]] = cosines(queries_QD[q][None], vectors_ND[rows_QK[q, here_QK[q]] - start])[0]
     return true_QK

@@ -124,15 +124,16 @@ def charge(
     mend("ranking", lambda pair: pair.found_crops, routed)
     mend("detector", lambda pair: pair.true_crops, routed)
     mend("routing", lambda pair: pair.true_crops, everywhere)
-    specs = [opened.shard.spec for opened in release.group.shards]
+    partitions = release.group.partitions.values()
+    specs = [partition.spec for partition in partitions]
     try:
         for stage, setting in (("coarse_list", "nprobe"), ("codes", "refine_factor")):
-            for opened in release.group.shards:  # all lists, then all rows
-                opened.shard.spec = opened.shard.spec.model_copy(update={setting: opened.shard.num_rows + 1})
+            for partition in partitions:  # all lists, then all rows
+                partition.spec = partition.spec.model_copy(update={setting: partition.num_rows + 1})
             mend(stage, lambda pair: pair.true_crops, everywhere)
     finally:
-        for opened, spec in zip(release.group.shards, specs, strict=True):
-            opened.shard.spec = spec
+        for partition, spec in zip(partitions, specs, strict=True):
+            partition.spec = spec
     shards = release.group.shards
     mend("refine", lambda pair: pair.true_crops, lambda crops: nearest_products(shards, originals, embeddings_QD[crops], k))
     misses = tuple(Miss(pair.photo, pair.product_id, stage_of.get(i, "embedding")) for i, pair in enumerate(missed))

@@ -119,10 +119,10 @@ def relit(images_N3HW: Tensor, rng: torch.Generator, strength: float = 1.0) -> T
     return (grey_N1HW + (images - grey_N1HW) * gain(0.18, 1, 1, 1)).clamp(0, 1)
 
 
-def erased(images_N3HW: Tensor, rng: torch.Generator, share: float = 0.25) -> Tensor:
-    """A rectangle of 2 to 15 % of the area in one flat colour, over `share` of the images: a strap, a hand, a neighbour."""
+def erased(images_N3HW: Tensor, rng: torch.Generator, share: float = 0.25, largest: float = 0.15) -> Tensor:
+    """A rectangle of 2 % to `largest` of the area in one flat colour, over `share` of the images: a strap, a hand, a neighbour."""
     num, _, height, width = images_N3HW.shape
-    areas, aspects = uniform(rng, num, 0.02, 0.15), torch.exp(uniform(rng, num, -0.9, 0.9))
+    areas, aspects = uniform(rng, num, 0.02, largest), torch.exp(uniform(rng, num, -0.9, 0.9))
     hidden = uniform(rng, num, 0, 1) < share
     colours, places = torch.rand(num, 3, 1, 1, generator=rng), torch.rand(num, 2, generator=rng)
     for index in hidden.nonzero().flatten().tolist():
@@ -168,7 +168,7 @@ def crop_augmented(
     boxes_N4 = zoomed(jittered(boxes_N4, rng, config.jitter_frac), rng, config.min_area_frac)
     light = rng if config.relight else None
     images = framed(tiles_N3TT, boxes_N4, size_px, fit, degrees_N.to(device), mirrored_N.to(device), light, config.relight)
-    images = erased(darkened(images, rng, config.dark_frac), rng, config.erase_frac)
+    images = erased(darkened(images, rng, config.dark_frac), rng, config.erase_frac, config.erase_max_area)
     return compressed(noisy(blurred(images, rng, config.blur_frac), rng, config.noise_frac), rng, config.jpeg_frac)
 
 

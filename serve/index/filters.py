@@ -1,5 +1,6 @@
 """Which products of a shard may be answered. Letters: P products."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -51,3 +52,10 @@ def allowed_products(records: Records, filters: Filters | None) -> np.ndarray | 
         if product is not None:
             allowed_P[product] = False
     return allowed_P
+
+
+def allowed_among(parts: Sequence[Records], filters: Filters | None) -> np.ndarray | None:
+    """`allowed_products` of several shards, one after the other."""
+    found = [allowed_products(records, filters) for records in parts]
+    kept = [allowed_P for allowed_P in found if allowed_P is not None]
+    return np.concatenate(kept) if kept else None

@@ -6,7 +6,6 @@ from it by one byte is not served (FAISS opens a damaged file without an error).
 
 import hashlib
 import json
-import math
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
@@ -71,16 +70,6 @@ class PartitionSpec(Part):
     nprobe: int = Field(1, ge=1)
     refine_factor: int = Field(10, ge=1, description="candidates a result that are re-scored exactly")
     metric: str = Field("cosine", pattern="^cosine$")
-
-    def of_shard(self, num_shards: int) -> "PartitionSpec":
-        """As each of the partition's shards is searched for ten results: with its share of the candidates.
-
-        Buckets are random, so a shard's share is a binomial number: its mean and twice its standard deviation are taken, and
-        never more than all.
-        """
-        mean = 10 * self.refine_factor / num_shards
-        share = math.ceil((mean + 2 * math.sqrt(mean)) / 10)
-        return self.model_copy(update={"refine_factor": min(self.refine_factor, share)})
 
 
 class OperatingPoint(Part):

@@ -6,9 +6,8 @@ Rules (N rows of one shard, D width):
              ivf_rabitq is 1.09x as fast on easy queries, 0.86x on hard ones; ivf_pq8 without re-scoring is the smallest and
              never passes recall 0.88 there; ivf_sq8 needs no re-scoring; lsh is for comparison and for tiny devices
   nlist      4 * sqrt(N), the low end of FAISS's guideline (4..16 * sqrt(N)), a power of two, with at least 39 training rows a
-             centroid (FAISS warns below 39; 32 were measured to be enough); of several shards, N is half way (geometric mean) to
-             all rows of the partition, as long as a shard's lists fill a block of fast-scan: a million rows in eight shards are
-             searched 1.1 times as fast with 2,048 lists as with 1,024 or 4,096
+             centroid (FAISS warns below 39; 32 were measured to be enough); of several shards, N counts up to eight of them, which
+             a process searches as one, as long as a shard's own lists fill a block of fast-scan
   code       PQ with D/4 sub-quantizers, of 4 bits in ivf_pq4 and 8 in ivf_pq8; with 4 bits at least 64 of them or D/2: of a
              million embeddings of photos with 128 dimensions, 143 near-equal ones together, 32 sub-quantizers find 0.89 and 64
              find 0.96; fewer where max_ram_bytes says so
@@ -30,6 +29,7 @@ CHUNK_RAM_BYTES = 300_000_000  # of the libraries and of one chunk of float32 ro
 KEY_BYTES = 450  # of a row's ids, URI and box while a shard is written
 RECORD_BYTES = 250  # of a row's part in products.arrow, images.arrow, rows.arrow, hashes and colours
 LEAST_LIST_ROWS = 32  # in the mean: what fast-scan looks at together
+JOINED_SHARDS = 8
 SUB_DIM = 4
 LEAST_SUBS = 64  # of 4 bits
 ID_BYTES = 8
@@ -107,8 +107,8 @@ def vectors_of(kind: IndexKind, config: IndexConfig) -> VectorKind:
 def nlist_of(num_rows: int, total_rows: int, config: IndexConfig) -> int:
     """Number of lists, which all shards of a partition have in common."""
     by_training = max(min(total_rows, config.train_rows) // POINTS_PER_CENTROID, 1)
-    lists = 4 * math.sqrt(num_rows)
-    lists = max(lists, min(lists * (total_rows / num_rows) ** 0.25, num_rows / LEAST_LIST_ROWS))
+    searched_rows = min(total_rows, JOINED_SHARDS * num_rows)
+    lists = max(4 * math.sqrt(num_rows), min(4 * math.sqrt(searched_rows), num_rows / LEAST_LIST_ROWS))
     wanted = config.nlist or 2 ** round(math.log2(lists))
     return wanted if wanted <= by_training else 2 ** int(math.log2(by_training))
 

@@ -2,7 +2,7 @@
 
 Three parts that open apart, so that a searcher process maps only the vectors of its shards and an ingress only the hash
 tables and the products: `ShardGroup`, `HashStage`, `ProductStore`. `Release` is all three in one process (jobs, tests).
-Everything returned is plain data that pickles small. Letters: S shards, Q queries, D width, K neighbours.
+Everything returned is plain data that pickles small. Letters: G partitions, Q queries, D width, K neighbours.
 """
 
 import bisect
@@ -14,10 +14,11 @@ import faiss
 import numpy as np
 
 from serve.index.codes import Probes
-from serve.index.filters import Filters, allowed_products
+from serve.index.filters import Filters, allowed_among
 from serve.index.hash_stage import HashMatch, HashStage
 from serve.index.manifest import Manifest, ReleaseError, read_manifest, verify_release
 from serve.index.merge import merge_top_k
+from serve.index.partition import Partition
 from serve.index.records import bucket_of
 from serve.index.shard import OpenShard, Shard, delete_products, open_shards
 from serve.vision.hash import Fingerprint
@@ -67,8 +68,17 @@ class ShardGroup:
     """Some shards of a release, open for vector search. One deployment holds one group. Safe to share between threads."""
 
     def __init__(self, shards: Sequence[OpenShard], dim: int, threads: int) -> None:
-        self.shards, self.dim, self.threads = shards, dim, threads
-        self.starts = np.concatenate([[0], np.cumsum([s.shard.num_rows for s in shards], dtype=np.int64)])  # first row of each
+        """Opens the codes of the shards. Raises ReleaseError for a missing or damaged index file."""
+        self.dim, self.threads = dim, threads
+        of_partition: dict[str, list[OpenShard]] = {}
+        for opened in shards:
+            of_partition.setdefault(opened.partition, []).append(opened)
+        self.shards = [opened for group in of_partition.values() for opened in group]
+        self.partitions = {
+            name: Partition([opened.shard for opened in group], group[0].shard.spec, len(group) / group[0].num_shards)
+            for name, group in of_partition.items()
+        }
+        self.starts = np.cumsum([0, *(opened.shard.num_rows for opened in self.shards)])  # first row of each shard, and the end
 
     @classmethod
     def open(cls, folder: Path, manifest: Manifest, shards: Collection[str] | None = None, threads: int = 1) -> Self:
@@ -96,18 +106,18 @@ class ShardGroup:
         """
         queries_QD = check_queries(embeddings_QD, self.dim)
         faiss.omp_set_num_threads(self.threads)  # OpenMP keeps this number per calling thread
-        searched = [i for i, opened in enumerate(self.shards) if partitions is None or opened.partition in partitions]
-        if not searched:
+        scores_GQK, rows_GQK, probes, start = [], [], Probes(queries_QD), 0
+        for name, partition in self.partitions.items():
+            if partitions is None or name in partitions:
+                allowed_P = allowed_among([shard.records for shard in partition.shards], filters)
+                scores_QK, rows_QK = partition.search_products(queries_QD, k, allowed_P, exact=exact, probes=probes)
+                scores_GQK.append(scores_QK)
+                rows_GQK.append(np.where(rows_QK >= 0, rows_QK + start, -1))
+            start += partition.num_rows
+        if not rows_GQK:
             return [[] for _ in queries_QD]
-        scores_SQK, rows_SQK, probes = [], [], Probes(queries_QD)
-        for i in searched:
-            shard = self.shards[i].shard
-            allowed_P = allowed_products(shard.records, filters)
-            scores_QK, rows_QK = shard.search_products(queries_QD, k, allowed_P, exact=exact, probes=probes)
-            scores_SQK.append(scores_QK)
-            rows_SQK.append(np.where(rows_QK >= 0, rows_QK + self.starts[i], -1))
-        # A product lives in one shard, so distinct products of each are distinct products of all.
-        scores_QK, rows_QK = merge_top_k(np.stack(scores_SQK), np.stack(rows_SQK), k)
+        # A product lives in one partition, so distinct products of each are distinct products of all.
+        scores_QK, rows_QK = merge_top_k(np.stack(scores_GQK), np.stack(rows_GQK), k)
         return [
             [self._candidate(int(row), float(score)) for score, row in zip(scores_K, rows_K, strict=True) if row >= 0]
             for scores_K, rows_K in zip(scores_QK, rows_QK, strict=True)

@@ -1,26 +1,25 @@
-"""One shard: its vectors, its index and its records, opened from disk without being read into memory.
+"""One shard: its vectors and its records, opened from disk without being read into memory. Searched by serve.index.partition.
 
     vectors.*     exact re-scoring, and the stored embeddings; see serve.index.vectors
     hashes.u8     (M, 32) and colours.u8 (M, 48): of the M photos of images.arrow; hashes.mih: see serve.index.hash_table
     hubness.f32   (P,) where the bundle has queries; see serve.index.hubness
-    index.faiss   candidates for re-scoring; missing in a flat partition
+    index.faiss   what candidates for re-scoring are found with, see serve.index.codes; missing in a flat partition
     *.arrow       see serve.index.records
 
-Letters: N rows, D width, Q queries, K neighbours, F candidates, P products, M photos.
+Letters: N rows, D width, P products, M photos.
 """
 
-import math
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
-from serve.index.codes import Codes, Probes
-from serve.index.exact import CHUNK_ROWS, NONE_SCORE, best_k, cosines, exact_search, scan
+from serve.index.codes import Codes
+from serve.index.exact import CHUNK_ROWS
 from serve.index.hubness import HUBNESS_FILE
 from serve.index.manifest import Manifest, PartitionSpec, ReleaseError
-from serve.index.merge import distinct_top_k
 from serve.index.plan import FLAT
 from serve.index.records import Records
 from serve.index.tombstones import Tombstones
@@ -31,10 +30,6 @@ INDEX_FILE = "index.faiss"
 HASHES_FILE = "hashes.u8"
 COLOURS_FILE = "colours.u8"
 NORM_TOLERANCE = 0.01  # of a stored unit vector; fp16 rounding moves it by less than 0.001
-KEPT = 4  # times k rows, best first, hold k products of most queries; all candidates are looked at where they do not
-WIDEN = 4  # each further look fetches so many times more
-FLAT_BLOCK = 2**24  # scores held at once by an exact scan
-SCAN_ROWS = 2_048  # rows that a filter leaves: so few are scored exactly, in less time than lists are looked at
 
 
 def check_vectors(vectors_ND: np.ndarray, dim: int, what: str) -> None:
@@ -52,7 +47,7 @@ def check_vectors(vectors_ND: np.ndarray, dim: int, what: str) -> None:
 
 
 class Shard:
-    """An open shard. Searching is safe from several threads; each sets its own number of OpenMP threads."""
+    """An open shard, without its codes: whoever searches opens those, an ingress never."""
 
     def __init__(self, folder: Path, spec: PartitionSpec, dim: int) -> None:
         self.folder, self.spec, self.dim = folder, spec, dim
@@ -62,17 +57,13 @@ class Shard:
         self.colours_M48 = map_rows(folder / COLOURS_FILE, np.uint8, COLOUR_BYTES)
         hubs = folder / HUBNESS_FILE
         self.hubness_P = map_rows(hubs, np.float32, 1)[:, 0] if hubs.is_file() else None
-        self.codes = None if spec.factory == FLAT else Codes(folder / INDEX_FILE)
         rows = {self.records.num_rows}
         rows |= {len(self.vectors_ND)} if self.vectors_ND is not None else set()
-        rows |= {len(self.codes)} if self.codes is not None else set()
         photos = {len(self.hashes_M32), len(self.colours_M48), self.records.images.num_rows}
         if len(rows) > 1 or len(photos) > 1:
             raise ReleaseError(f"{folder}: its files disagree on the number of rows {rows} or photos {photos}; build it again")
         if self.hubness_P is not None and len(self.hubness_P) != self.records.num_products:
             raise ReleaseError(f"{hubs}: of {len(self.hubness_P)} products, not {self.records.num_products}; build it again")
-        # First row of each product: rows are sorted by product, and every product has at least one.
-        self.starts_P = np.searchsorted(self.records.product_of_row_R, np.arange(self.records.num_products))
         self.tombstones = Tombstones(self.records.num_products)
 
     @classmethod
@@ -83,142 +74,36 @@ class Shard:
         except (OSError, RuntimeError, ValueError) as error:  # Arrow's and FAISS's own
             if isinstance(error, ReleaseError):
                 raise
-            raise ReleaseError(f"{folder}: can't be opened ({' '.join(str(error).split())[:200]}); build it again") from error
+            raise cannot_open(folder, error) from error
 
     @property
     def num_rows(self) -> int:
         return self.records.num_rows
 
+    def open_codes(self) -> Codes:
+        """Those of index.faiss, which a flat shard lacks. Raises ReleaseError for a missing or damaged file."""
+        path = self.folder / INDEX_FILE
+        try:
+            codes = Codes(path)
+        except RuntimeError as error:  # FAISS's own
+            raise cannot_open(path, error) from error
+        if len(codes) != self.num_rows:
+            raise ReleaseError(f"{path}: {len(codes)} rows, its shard has {self.num_rows}; build it again")
+        return codes
+
+    @cached_property
+    def _decoder(self) -> Codes:
+        return self.open_codes()
+
     def embedding(self, row: int) -> np.ndarray:
         """(D,) float32 of unit length; from its code where no vectors are stored."""
-        if self.vectors_ND is None:
-            assert self.codes is not None, "a partition without codes stores its vectors"
-            vector = self.codes.decoded(row)
-        else:
-            vector = self.vectors_ND[row].astype(np.float32)
+        vector = self._decoder.decoded(row) if self.vectors_ND is None else self.vectors_ND[row].astype(np.float32)
         return np.asarray(vector / np.linalg.norm(vector))
 
-    def search(
-        self, queries_QD: np.ndarray, k: int, nprobe: int | None = None, probes: Probes | None = None
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """The k nearest crops: (Q, k) float32 cosines, exact after refinement, best first, and (Q, k) int64 rows (-1 = none).
 
-        `probes`: of these queries, where several shards are asked.
-        """
-        if self.codes is None:
-            assert self.vectors_ND is not None
-            return exact_search(queries_QD, self.vectors_ND, k)
-        every_Q = np.arange(len(queries_QD))
-        scores_QF, rows_QF = self._candidates(
-            probes or Probes(queries_QD), every_Q, k, k * self.spec.refine_factor, nprobe or self.spec.nprobe, None
-        )
-        missing = ((0, 0), (0, k - rows_QF.shape[1]))  # of a k larger than the shard
-        return np.pad(scores_QF, missing, constant_values=NONE_SCORE), np.pad(rows_QF, missing, constant_values=-1)
-
-    def search_products(
-        self,
-        queries_QD: np.ndarray,
-        k: int,
-        allowed_P: np.ndarray | None = None,
-        nprobe: int | None = None,
-        *,
-        exact: bool = False,
-        probes: Probes | None = None,
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """The k nearest distinct products by their best crop: (Q, k) cosines, best first, and (Q, k) rows of those crops.
-
-        `allowed_P`: bool, which products may come back; deleted ones never do. Fewer than k (-inf and -1 in their place) only
-        where the shard has no more of them: the index is asked for more candidates, from more lists, until there are k or
-        everything was seen. The fewer a filter leaves, the more lists are looked at from the start. `exact`: everything is
-        looked at, by its stored vectors. `probes`: of these queries, where several shards are asked.
-        """
-        scores_QK = np.full((len(queries_QD), k), NONE_SCORE, np.float32)
-        rows_QK = np.full((len(queries_QD), k), -1, np.int64)
-        allowed_P = self.tombstones.without_deleted(allowed_P)
-        num_products = self.records.num_products if allowed_P is None else int(allowed_P.sum())
-        if num_products == 0:
-            return scores_QK, rows_QK
-        if self.codes is None:
-            block = max(FLAT_BLOCK // self.num_rows, 1)
-            for start in range(0, len(queries_QD), block):
-                part = slice(start, start + block)
-                self._scan_products(queries_QD[part], allowed_P, scores_QK[part], rows_QK[part])
-            return scores_QK, rows_QK
-        selected = None if allowed_P is None else allowed_P[self.records.product_of_row_R]
-        num_rows = self.num_rows if selected is None else int(selected.sum())
-        fetch, nprobe = widened(k * self.spec.refine_factor, nprobe or self.spec.nprobe, num_rows / self.num_rows)
-        keep = min(fetch, KEPT * k)
-        probes, todo = probes or Probes(queries_QD), np.arange(len(queries_QD))
-        while todo.size:
-            everything = exact or num_rows <= max(fetch, SCAN_ROWS if selected is not None else 0)
-            if everything:
-                scores_QF, found_QF = self._all(probes, todo, selected, num_rows)
-            else:
-                scores_QF, found_QF = self._candidates(probes, todo, keep, fetch, nprobe, selected)
-            scores_QK[todo], rows_QK[todo] = distinct_top_k(scores_QF, found_QF, self.records.product_of_row_R, k)
-            if everything:
-                break
-            todo = todo[(rows_QK[todo] >= 0).sum(axis=1) < min(k, num_products)]
-            if keep == fetch:
-                fetch, nprobe = fetch * WIDEN, nprobe * WIDEN
-            keep = fetch
-        return scores_QK, rows_QK
-
-    def _scan_products(
-        self, queries_QD: np.ndarray, allowed_P: np.ndarray | None, scores_QK: np.ndarray, rows_QK: np.ndarray
-    ) -> None:
-        """Exact: every crop is scored, the best one of each product kept. Fills `scores_QK` and `rows_QK`."""
-        assert self.vectors_ND is not None
-        scores_QN = np.concatenate([chunk for _, chunk in scan(queries_QD, self.vectors_ND)], axis=1)
-        best_QP = np.maximum.reduceat(scores_QN, self.starts_P, axis=1)
-        products = np.arange(best_QP.shape[1]) if allowed_P is None else np.flatnonzero(allowed_P)
-        ends = np.append(self.starts_P[1:], self.num_rows)
-        for q, best_P in enumerate(best_QP):
-            chosen = products[np.argsort(-best_P[products], kind="stable")[: scores_QK.shape[1]]]
-            scores_QK[q, : len(chosen)] = best_P[chosen]
-            rows_QK[q, : len(chosen)] = [self.starts_P[p] + scores_QN[q, self.starts_P[p] : ends[p]].argmax() for p in chosen]
-
-    def _candidates(
-        self, probes: Probes, chosen_Q: np.ndarray, keep: int, fetch: int, nprobe: int, selected: np.ndarray | None
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """The best `keep` of `fetch` rows that look near by their codes, re-scored: (Q, keep) cosines and rows, best first.
-
-        `chosen_Q`: places of the queries in their batch.
-        """
-        assert self.codes is not None
-        fetch = min(max(fetch, keep), self.num_rows)
-        keep = min(keep, fetch)
-        scores_QF, rows_QF = self.codes.search(probes, chosen_Q, keep if self.vectors_ND is None else fetch, nprobe, selected)
-        if self.vectors_ND is not None:
-            scores_QF = self.vectors_ND.cosines(probes.queries_QD[chosen_Q], rows_QF)
-        if selected is not None and self.codes.lists is None:
-            rows_QF = np.where(selected[rows_QF], rows_QF, -1)  # these codes take no filter
-        return best_k(np.where(rows_QF >= 0, np.clip(scores_QF, -1.0, 1.0), NONE_SCORE), rows_QF, keep)
-
-    def _all(
-        self, probes: Probes, chosen_Q: np.ndarray, selected: np.ndarray | None, num_rows: int
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Every row that may come back, scored by its stored vector, or by its code where there is none."""
-        if self.vectors_ND is None:
-            assert self.codes is not None
-            num_lists = self.codes.lists.nlist if self.codes.lists else 1
-            return self._candidates(probes, chosen_Q, num_rows, num_rows, num_lists, selected)
-        queries_QD = probes.queries_QD[chosen_Q]
-        rows = np.arange(self.num_rows) if selected is None else np.flatnonzero(selected)
-        scores_QN = np.concatenate(
-            [cosines(queries_QD, self.vectors_ND[rows[i : i + CHUNK_ROWS]]) for i in range(0, len(rows), CHUNK_ROWS)], axis=1
-        )
-        order = np.argsort(-scores_QN, axis=1, kind="stable")
-        return np.take_along_axis(scores_QN, order, 1), rows[order]
-
-
-def widened(fetch: int, nprobe: int, selected_frac: float) -> tuple[int, int]:
-    """Candidates to re-score, and lists to look at, where only a share of the rows may come back.
-
-    The nearest of those are farther away, where codes tell less, and lie in farther lists. What this keeps of the recall at 50,
-    10 and 1 % of the rows is measured by evaluate_index.
-    """
-    return math.ceil(fetch / selected_frac), math.ceil(nprobe / math.sqrt(selected_frac))
+def cannot_open(path: Path, error: Exception) -> ReleaseError:
+    """What a reader's own error comes to."""
+    return ReleaseError(f"{path}: can't be opened ({' '.join(str(error).split())[:200]}); build it again")
 
 
 @dataclass(frozen=True)
@@ -229,6 +114,7 @@ class OpenShard:
     partition: str
     bucket: int
     shard: Shard
+    num_shards: int = 1  # of the partition, in all of the release
 
 
 def open_shards(folder: Path, manifest: Manifest, paths: Collection[str] | None) -> list[OpenShard]:
@@ -241,7 +127,8 @@ def open_shards(folder: Path, manifest: Manifest, paths: Collection[str] | None)
             entry.path,
             part.name,
             entry.bucket,
-            Shard.open(folder / entry.path, part.spec.of_shard(len(part.shards)), manifest.bundle.dim),
+            Shard.open(folder / entry.path, part.spec, manifest.bundle.dim),
+            len(part.shards),
         )
         for part, entry in manifest.shards()
         if paths is None or entry.path in paths

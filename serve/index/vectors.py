@@ -8,7 +8,7 @@ The raw bytes are FAISS's own codes (fp16 and 8-bit scalar quantizer).
 Letters: N rows, D width, Q queries, F candidates of a query.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +72,37 @@ class StoredVectors:
         decoded: np.ndarray = self.quantizer.sa_decode(np.ascontiguousarray(np.atleast_2d(codes)))
         return decoded[0] if one else decoded
 
+
+class JoinedVectors:
+    """The stored vectors of several shards of one kind, their rows numbered through: `vectors[rows]` as of one."""
+
+    def __init__(self, parts: Sequence[StoredVectors]) -> None:
+        self.parts = parts
+        self.starts = np.cumsum([0, *map(len, parts)])  # first row of each part, and the end
+        self.norms_N = None
+        if parts[0].norms_N is not None:  # mapped where there is one part, else 4 bytes a row
+            self.norms_N = parts[0].norms_N if len(parts) == 1 else np.concatenate([part.norms_N for part in parts])
+
+    def __len__(self) -> int:
+        return int(self.starts[-1])
+
+    def __getitem__(self, rows: slice | np.ndarray) -> np.ndarray:
+        if len(self.parts) == 1:
+            return self.parts[0][rows]
+        chosen = np.arange(*rows.indices(len(self))) if isinstance(rows, slice) else rows
+        places = self._places(chosen)
+        found = np.empty((len(chosen), self.parts[0].shape[1]), np.float32)
+        for place in np.unique(places):
+            found[places == place] = self.parts[place][chosen[places == place] - self.starts[place]]
+        return found
+
+    def _places(self, rows: np.ndarray) -> np.ndarray:
+        """Which part each row lies in; row -1 in the first."""
+        places = np.zeros(rows.shape, np.uint16)
+        for start in self.starts[1:-1]:
+            places += rows >= start
+        return places
+
     def cosines(self, queries_QD: np.ndarray, rows_QF: np.ndarray) -> np.ndarray:
         """(Q, F) float32 cosines of float32 queries and their candidates; of a row -1 a number that means nothing.
 
@@ -79,20 +110,39 @@ class StoredVectors:
         are fetched together: twice as fast as FAISS's refinement, which decodes one row after the other.
         """
         assert self.norms_N is not None, "opened without lengths"
-        scaled_QD = queries_QD * self.step_D
         scores_QF = np.empty(rows_QF.shape, np.float32)
-        scores_QF[:] = (queries_QD * self.first_D).sum(axis=1, keepdims=True)
-        fetched_FD = np.empty((min(rows_QF.shape[1], CHUNK_ROWS), self.shape[1]), self.stored_ND.dtype)
-        floats_FD = np.empty(fetched_FD.shape, np.float32)
         for start in range(0, rows_QF.shape[1], CHUNK_ROWS):
-            part = rows_QF[:, start : start + CHUNK_ROWS]
-            fetched, floats = fetched_FD[: part.shape[1]], floats_FD[: part.shape[1]]
-            for q, rows_F in enumerate(part):
-                np.take(self.stored_ND, rows_F, axis=0, out=fetched, mode="clip")  # the other modes would go through a copy
-                np.copyto(floats, fetched)
-                scores_QF[q, start : start + len(rows_F)] += floats @ scaled_QD[q]
+            columns = slice(start, start + CHUNK_ROWS)
+            if len(self.parts) == 1:
+                scores_QF[:, columns] = self._dots(
+                    queries_QD, rows_QF[:, columns], np.zeros(rows_QF[:, columns].shape, np.uint16)
+                )
+                continue
+            places_QF = self._places(rows_QF[:, columns])
+            order_QF = np.argsort(places_QF, axis=1, kind="stable")  # 16 bits: by radix
+            rows_in_order_QF, places_QF = (np.take_along_axis(a, order_QF, 1) for a in (rows_QF[:, columns], places_QF))
+            dots_QF = self._dots(queries_QD, rows_in_order_QF - self.starts[places_QF], places_QF)
+            np.put_along_axis(scores_QF[:, columns], order_QF, dots_QF, 1)
         cosines_QF: np.ndarray = scores_QF / self.norms_N[rows_QF]
         return cosines_QF
+
+    def _dots(self, queries_QD: np.ndarray, rows_QF: np.ndarray, places_QF: np.ndarray) -> np.ndarray:
+        """(Q, F) dot products with candidates that come part by part: rows of the parts at `places_QF`."""
+        dots_QF = np.empty(rows_QF.shape, np.float32)
+        fetched_FD = np.empty((rows_QF.shape[1], queries_QD.shape[1]), self.parts[0].stored_ND.dtype)
+        floats_FD = np.empty(fetched_FD.shape, np.float32)
+        scaled_SQD = np.stack([queries_QD * part.step_D for part in self.parts])
+        base_SQ = np.stack([queries_QD @ part.first_D for part in self.parts])
+        firsts = np.arange(len(self.parts) + 1)
+        for q, rows_F in enumerate(rows_QF):
+            cuts = np.searchsorted(places_QF[q], firsts).tolist()
+            for part, start, end in zip(self.parts, cuts, cuts[1:], strict=False):  # mode: the others would go through a copy
+                np.take(part.stored_ND, rows_F[start:end], axis=0, out=fetched_FD[start:end], mode="clip")
+            np.copyto(floats_FD, fetched_FD)
+            for scaled_QD, start, end in zip(scaled_SQD, cuts, cuts[1:], strict=False):
+                np.matmul(floats_FD[start:end], scaled_QD[q], out=dots_QF[q, start:end])
+        dots_QF += base_SQ[places_QF, np.arange(len(queries_QD))[:, None]]
+        return dots_QF
 
 
 def make_quantizer(kind: VectorKind, dim: int) -> Any:

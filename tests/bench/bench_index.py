@@ -31,12 +31,12 @@ from jobs.evaluation.index_recall import cheapest
 from serve.index.codes import Codes, Probes
 from serve.index.exact import best_k
 from serve.index.manifest import PartitionSpec
-from serve.index.merge import merge_top_k
+from serve.index.partition import Partition
 from serve.index.plan import IndexPlan, plan_index
 from serve.index.shard import INDEX_FILE, Shard
 from serve.index.spec import IndexConfig
 from serve.index.template import train_template
-from serve.index.vectors import StoredVectors
+from serve.index.vectors import JoinedVectors, StoredVectors
 from serve.index.writer import write_vectors
 from tests.bench.index_plots import plot
 from tests.bench.index_shard import write_bench_shard
@@ -120,12 +120,12 @@ def bench_ours(folder: Path, threads: int) -> dict[str, dict[str, Any]]:
         searched = {file.name: file.stat().st_size for file in Path(work).iterdir()}
         spec = PartitionSpec(factory=plan.factory, vectors=plan.vectors, nprobe=1, refine_factor=10, metric="cosine")
         before, start = psutil.Process().memory_info().rss, time.perf_counter()
-        shard = Shard.open(Path(work), spec, dim)
+        partition = Partition([Shard.open(Path(work), spec, dim)], spec)
         open_s = time.perf_counter() - start
-        ours = lambda queries, nprobe: shard.search(queries, K, nprobe)[1]  # noqa: E731
+        ours = lambda queries, nprobe: partition.search(queries, K, nprobe)[1]  # noqa: E731
         theirs = lambda queries, nprobe: raw.search(queries, K, params=faiss_params(nprobe, factor))[1]  # noqa: E731
         points: dict[str, list[dict[str, Any]]] = {"ours": [], "faiss": []}
-        factor = choose_candidates(shard, plan.nprobes, queries, truth)
+        factor = choose_candidates(partition, plan.nprobes, queries, truth)
         for nprobe in plan.nprobes:
             for name, search in (("ours", ours), ("faiss", theirs)):
                 points[name].append(measure(search, nprobe, queries, truth))
@@ -134,9 +134,9 @@ def bench_ours(folder: Path, threads: int) -> dict[str, dict[str, Any]]:
         opened_rss = psutil.Process().memory_info().rss - before
         at = next((p["effort"] for p in points["ours"] if p["recall"] >= TARGET), points["ours"][-1]["effort"])
         pairs = [(measure(ours, at, queries, truth)["qps"], measure(theirs, at, queries, truth)["qps"]) for _ in range(ROUNDS)]
-        products = lambda queries, nprobe: shard.search_products(queries, K, nprobe=nprobe)[1]  # noqa: E731
+        products = lambda queries, nprobe: partition.search_products(queries, K, nprobe=nprobe)[1]  # noqa: E731
         distinct = [measure(products, at, queries, truth)["qps"] for _ in range(ROUNDS)]
-        filtered = filtered_recall(shard, queries, at)
+        filtered = filtered_recall(partition, queries, at)
     kernel = sum(searched.get(name, 0) for name in ("index.faiss", "vectors.sq8", "norms.f32", "ranges.f32"))
     return {
         "ours": {
@@ -169,7 +169,7 @@ def bench_rows(folder: Path, threads: int) -> dict[str, dict[str, Any]]:
         built_bytes = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         disk = sum(file.stat().st_size for file in Path(work).iterdir())
         start = time.perf_counter()
-        codes, stored = Codes(Path(work) / INDEX_FILE), StoredVectors(Path(work), plan.vectors, dim, norms=True)
+        codes, stored = Codes(Path(work) / INDEX_FILE), JoinedVectors([StoredVectors(Path(work), plan.vectors, dim, norms=True)])
         open_s = time.perf_counter() - start
         factor = FACTORS[0]
 
@@ -198,47 +198,45 @@ def bench_rows(folder: Path, threads: int) -> dict[str, dict[str, Any]]:
     }
 
 
-def choose_candidates(shard: Shard, nprobes: tuple[int, ...], queries: np.ndarray, truth: np.ndarray) -> int:
-    """The refine_factor that evaluate_index would choose for the target; the shard is searched with it from now on."""
+def choose_candidates(partition: Partition, nprobes: tuple[int, ...], queries: np.ndarray, truth: np.ndarray) -> int:
+    """The refine_factor that evaluate_index would choose for the target; the partition is searched with it from now on."""
 
     def recall_of(nprobe: int, factor: int) -> float:
-        shard.spec = shard.spec.model_copy(update={"refine_factor": factor})
-        return recall(shard.search(queries[::5], K, nprobe)[1], truth[::5])
+        partition.spec = partition.spec.model_copy(update={"refine_factor": factor})
+        return recall(partition.search(queries[::5], K, nprobe)[1], truth[::5])
 
-    _, factor = cheapest(recall_of, nprobes, FACTORS, TARGET, shard.num_rows)
-    shard.spec = shard.spec.model_copy(update={"refine_factor": factor})
+    _, factor = cheapest(recall_of, nprobes, FACTORS, TARGET, partition.num_rows)
+    partition.spec = partition.spec.model_copy(update={"refine_factor": factor})
     return factor
 
 
 def bench_sharded(folder: Path, threads: int, num_shards: int = 8) -> dict[str, Any]:
-    """The same vectors in shards of one partition, searched one after the other and merged, beside one shard of all of them."""
+    """The same vectors in shards of one partition, searched by one process, beside one shard of all of them."""
     vectors, queries, truth = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("vectors", "queries", "truth"))
     queries, num, dim = np.asarray(queries), len(vectors), vectors.shape[1]
     faiss.omp_set_num_threads(threads)
-    parts = np.array_split(np.arange(num), num_shards)
     with tempfile.TemporaryDirectory(dir=folder) as work:
-        opened: dict[str, list[Shard]] = {"one": [], "shards": []}
+        partitions: dict[str, Partition] = {}
         nprobes: dict[str, tuple[int, ...]] = {}
-        for name, rows in (("one", [np.arange(num)]), ("shards", parts)):
-            plan = plan_index(len(rows[0]), dim, IndexConfig(), total_rows=num)
+        open_s: dict[str, float] = {}
+        for name, parts in (("one", 1), ("shards", num_shards)):
+            starts = np.linspace(0, num, parts + 1).astype(int)
+            plan = plan_index(num // parts, dim, IndexConfig(), total_rows=num)
             template, nprobes[name] = train_template(plan, sample_of(vectors, plan), 17), plan.nprobes
             spec = PartitionSpec(factory=plan.factory, vectors=plan.vectors, nprobe=1, refine_factor=10, metric="cosine")
-            for i, part in enumerate(rows):
+            for i in range(parts):
                 target = Path(work) / f"{name}-{i}"
                 target.mkdir()
-                write_bench_shard(target, vectors[part[0] : part[-1] + 1], template, plan.vectors)
-                opened[name].append(Shard.open(target, spec.of_shard(len(rows)), dim))
-        starts = {"one": np.array([0]), "shards": np.array([part[0] for part in parts])}
+                write_bench_shard(target, vectors[starts[i] : starts[i + 1]], template, plan.vectors)
+            begun = time.perf_counter()
+            partitions[name] = Partition([Shard.open(Path(work) / f"{name}-{i}", spec, dim) for i in range(parts)], spec)
+            open_s[name] = time.perf_counter() - begun
 
         def search(name: str, queries_QD: np.ndarray, nprobe: int) -> np.ndarray:
-            probes = Probes(queries_QD)
-            found = [shard.search(queries_QD, K, nprobe, probes) for shard in opened[name]]
-            rows = [np.where(rows >= 0, rows + start, -1) for (_, rows), start in zip(found, starts[name], strict=True)]
-            return merge_top_k(np.stack([scores for scores, _ in found]), np.stack(rows), K)[1]
+            return partitions[name].search(queries_QD, K, nprobe)[1]
 
-        factor = choose_candidates(opened["one"][0], nprobes["one"], queries, truth)
-        for shard in opened["shards"]:
-            shard.spec = opened["one"][0].spec.of_shard(num_shards)
+        factor = choose_candidates(partitions["one"], nprobes["one"], queries, truth)
+        partitions["shards"].spec = partitions["shards"].spec.model_copy(update={"refine_factor": factor})
         chosen = {}
         for name in ("one", "shards"):
             for nprobe in nprobes[name]:
@@ -250,20 +248,23 @@ def bench_sharded(folder: Path, threads: int, num_shards: int = 8) -> dict[str, 
             for name, point in chosen.items()
         }
     ratio = float(np.median(rates["shards"]) / np.median(rates["one"]))
-    return {"points": [chosen["shards"]], "one": chosen["one"], "refine_factor": factor, "rate_against_one": ratio}
+    return {
+        "points": [chosen["shards"]],
+        "one": chosen["one"],
+        "refine_factor": factor,
+        "rate_against_one": ratio,
+        "open_s": open_s,
+    }
 
 
-def filtered_recall(shard: Shard, queries: np.ndarray, nprobe: int) -> dict[str, dict[str, float]]:
+def filtered_recall(partition: Partition, queries: np.ndarray, nprobe: int) -> dict[str, dict[str, float]]:
     """Recall@10 and milliseconds a query where a seeded share of the products may come back."""
     found = {}
     for share in (0.5, 0.1, 0.01):
-        allowed = np.random.default_rng(1).random(shard.records.num_products) < share
+        allowed = np.random.default_rng(1).random(partition.num_products) < share
         part = queries[::10]
-        (_, rows), seconds = cpu_s(partial(shard.search_products, part, K, allowed, nprobe))
-        chosen = shard.spec
-        shard.spec = chosen.model_copy(update={"refine_factor": shard.num_rows})  # everything is scored
-        _, exact = shard.search_products(part, K, allowed)
-        shard.spec = chosen
+        (_, rows), seconds = cpu_s(partial(partition.search_products, part, K, allowed, nprobe))
+        _, exact = partition.search_products(part, K, allowed, exact=True)
         found[f"{share:g}"] = {"recall": recall(rows, exact), "cpu_ms": 1000 * seconds / len(part)}
     return found
 

@@ -17,10 +17,17 @@ from serve.index.manifest import (
     file_entry,
     write_manifest,
 )
+from serve.index.partition import Partition
 from serve.index.plan import FLAT
 from serve.index.records import PRODUCTS, bucket_of
+from serve.index.shard import Shard
 from serve.index.writer import write_shard
 from serve.vision.hash import HASH_KIND, HASH_VERSION
+
+
+def searched(folder: Path, spec: PartitionSpec, dim: int) -> Partition:
+    """One shard as a partition of its own."""
+    return Partition([Shard.open(folder, spec, dim)], spec)
 
 
 def unit(vectors_ND: np.ndarray) -> np.ndarray:

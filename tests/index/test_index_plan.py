@@ -40,7 +40,8 @@ def test_settings_win() -> None:
 
 
 @pytest.mark.parametrize(
-    ("num_rows", "num_shards", "nlist"), [(125_000, 1, 1024), (125_000, 8, 2048), (12_500, 8, 512), (1_000_000, 1, 4096)]
+    ("num_rows", "num_shards", "nlist"),
+    [(125_000, 1, 1024), (125_000, 8, 4096), (125_000, 80, 4096), (12_500, 8, 512), (1_000_000, 1, 4096)],
 )
 def test_lists_of_several_shards(num_rows: int, num_shards: int, nlist: int) -> None:
     assert plan_index(num_rows, 256, IndexConfig(), total_rows=num_shards * num_rows).nlist == nlist

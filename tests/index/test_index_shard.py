@@ -15,13 +15,14 @@ from serve.index.compact import living_rows
 from serve.index.exact import exact_search
 from serve.index.filters import Filters, allowed_products
 from serve.index.manifest import PartitionSpec, ReleaseError
+from serve.index.partition import Partition
 from serve.index.plan import FLAT, IndexPlan, plan_index
 from serve.index.shard import Shard
 from serve.index.spec import IndexConfig, VectorKind
 from serve.index.template import train_template
 from serve.index.tombstones import Tombstones
 from serve.index.writer import write_shard
-from tests.index.parts import crops_table, products_table, unit
+from tests.index.parts import crops_table, products_table, searched, unit
 
 DIM, NUM_ROWS, NUM_PRODUCTS = 32, 20_000, 4_000
 
@@ -58,23 +59,23 @@ def big(tmp_path_factory: pytest.TempPathFactory, plan: IndexPlan) -> Path:
     return written(tmp_path_factory.mktemp("shard") / "big", [f"sku-{p:05d}" for p in owner], vectors, template)
 
 
-def queries_of(shard: Shard, num: int = 100) -> np.ndarray:
+def queries_of(partition: Partition, num: int = 100) -> np.ndarray:
     """Stored vectors, moved a little."""
     random = np.random.default_rng(1)
-    rows = random.choice(shard.num_rows, num, replace=False)
-    return unit(shard.vectors_ND[rows] + 0.05 * random.standard_normal((num, shard.dim))).astype(np.float32)
+    vectors = partition.vectors_ND[random.choice(partition.num_rows, num, replace=False)]
+    return unit(vectors + 0.05 * random.standard_normal(vectors.shape)).astype(np.float32)
 
 
 def test_ivf_pq_recall(big: Path, plan: IndexPlan) -> None:
-    shard = Shard.open(big, spec(plan.factory, 32), DIM)
-    queries = queries_of(shard)
-    scores, rows = shard.search(queries, 10)
-    exact_scores, exact_rows = exact_search(queries, shard.vectors_ND, 10)
+    partition = searched(big, spec(plan.factory, 32), DIM)
+    queries = queries_of(partition)
+    scores, rows = partition.search(queries, 10)
+    exact_scores, exact_rows = exact_search(queries, partition.vectors_ND, 10)
     recall = np.mean([len(set(found) & set(exact)) / 10 for found, exact in zip(rows, exact_rows, strict=True)])
     assert recall >= 0.95
     both = rows == exact_rows
     np.testing.assert_allclose(scores[both], exact_scores[both], atol=1e-5)
-    narrow = shard.search(queries, 10, nprobe=1)[0]
+    narrow = partition.search(queries, 10, nprobe=1)[0]
     assert narrow.sum() < scores.sum()
 
 
@@ -102,69 +103,73 @@ def test_every_kind(tmp_path: Path, kind: Any) -> None:
     folder = written(tmp_path / "s", owner, vectors, template, plan.vectors)
     bytes_a_row = (folder / "index.faiss").stat().st_size - len(template)
     assert bytes_a_row / len(vectors) == pytest.approx(plan.ram_bytes, rel=0.35)  # fast-scan rounds each list up to 32 rows
-    shard = Shard.open(folder, spec(plan.factory, 32, plan.vectors), 64)
+    partition = searched(folder, spec(plan.factory, 32, plan.vectors), 64)
     queries = unit(vectors[::100] + 0.05 * random.standard_normal((100, 64))).astype(np.float32)
     exact_scores, exact_rows = exact_search(queries, vectors, 10)
-    scores, rows = shard.search(queries, 10)
+    scores, rows = partition.search(queries, 10)
     recall = np.mean([len(set(found) & set(exact)) / 10 for found, exact in zip(rows, exact_rows, strict=True)])
     assert recall >= KINDS[kind][1]
     same = rows == exact_rows
     np.testing.assert_allclose(scores[same], exact_scores[same], atol=0.01 if kind != "ivf_pq8" else 0.5)
-    np.testing.assert_allclose(shard.embedding(77), vectors[77].astype(np.float32), atol=0.02 if kind != "ivf_pq8" else 0.5)
-    allowed = random.random(shard.records.num_products) < 0.3
-    scores, rows = shard.search_products(queries, 12, allowed)
-    assert (rows >= 0).all() and allowed[shard.records.product_of_row_R[rows]].all()
-    assert all(len(set(found)) == 12 for found in shard.records.product_of_row_R[rows])
-    assert (shard.search(queries[:1], 20_000)[1] >= 0).sum() <= 10_000  # k larger than the shard
+    np.testing.assert_allclose(
+        partition.shards[0].embedding(77), vectors[77].astype(np.float32), atol=0.02 if kind != "ivf_pq8" else 0.5
+    )
+    allowed = random.random(partition.num_products) < 0.3
+    scores, rows = partition.search_products(queries, 12, allowed)
+    assert (rows >= 0).all() and allowed[partition.product_of_row_N[rows]].all()
+    assert all(len(set(found)) == 12 for found in partition.product_of_row_N[rows])
+    assert (partition.search(queries[:1], 20_000)[1] >= 0).sum() <= 10_000  # k larger than the partition
 
 
 def test_index_is_mapped_not_read(big: Path, plan: IndexPlan) -> None:
-    shard = Shard.open(big, spec(plan.factory), DIM)
-    assert isinstance(shard.vectors_ND.codes_NB.base, np.memmap)
+    partition = searched(big, spec(plan.factory), DIM)
+    assert isinstance(partition.shards[0].vectors_ND.codes_NB.base, np.memmap)
     maps = Path("/proc/self/maps").read_text()
     assert all(str(big / name) in maps for name in ("index.faiss", "vectors.f16", "hashes.u8", "rows.arrow", "products.arrow"))
 
 
 def test_k_distinct_products(big: Path, plan: IndexPlan) -> None:
-    shard = Shard.open(big, spec(plan.factory, 1), DIM)
-    queries = queries_of(shard, 20)
-    scores, rows = shard.search_products(queries, 300)  # more than one list holds: fetches and probes more until there are 300
-    products = shard.records.product_of_row_R[rows]
+    partition = searched(big, spec(plan.factory, 1), DIM)
+    queries = queries_of(partition, 20)
+    scores, rows = partition.search_products(
+        queries, 300
+    )  # more than one list holds: fetches and probes more until there are 300
+    products = partition.product_of_row_N[rows]
     assert (rows >= 0).all() and all(len(set(found)) == 300 for found in products)
     assert (np.diff(scores, axis=1) <= 0).all()
 
 
 def test_more_than_there_are(big: Path, plan: IndexPlan) -> None:
-    shard = Shard.open(big, spec(plan.factory, 1), DIM)
-    num = shard.records.num_products
-    scores, rows = shard.search_products(queries_of(shard, 2), num + 50)
+    partition = searched(big, spec(plan.factory, 1), DIM)
+    num = partition.num_products
+    scores, rows = partition.search_products(queries_of(partition, 2), num + 50)
     assert ((rows >= 0).sum(axis=1) == num).all() and np.isneginf(scores[:, num:]).all()
-    flat = Shard.open(big, spec(), DIM)
-    np.testing.assert_allclose(flat.search_products(queries_of(shard, 2), num + 50)[0], scores, atol=1e-5)
+    flat = searched(big, spec(), DIM)
+    np.testing.assert_allclose(flat.search_products(queries_of(partition, 2), num + 50)[0], scores, atol=1e-5)
 
 
 @pytest.mark.parametrize("num_allowed", [1, 7, 40, 2000])
 def test_filtered_search_is_complete(big: Path, plan: IndexPlan, num_allowed: int) -> None:
-    shard, flat = Shard.open(big, spec(plan.factory, 32), DIM), Shard.open(big, spec(), DIM)
-    allowed = np.zeros(shard.records.num_products, bool)
+    partition, flat = searched(big, spec(plan.factory, 32), DIM), searched(big, spec(), DIM)
+    allowed = np.zeros(partition.num_products, bool)
     allowed[np.random.default_rng(2).choice(len(allowed), num_allowed, replace=False)] = True
-    queries = queries_of(shard, 20)
-    scores, rows = shard.search_products(queries, 10, allowed)
+    queries = queries_of(partition, 20)
+    scores, rows = partition.search_products(queries, 10, allowed)
     exact_scores, exact_rows = flat.search_products(queries, 10, allowed)
     assert (rows >= 0).sum() == (exact_rows >= 0).sum() == 20 * min(10, num_allowed)
-    assert allowed[shard.records.product_of_row_R[rows[rows >= 0]]].all()
+    assert allowed[partition.product_of_row_N[rows[rows >= 0]]].all()
     assert np.isclose(scores, exact_scores, atol=1e-5).mean() >= (0.95 if num_allowed > 100 else 1.0)
 
 
 def test_flat_equals_definition(tmp_path: Path) -> None:
     random = np.random.default_rng(4)
     owner, vectors = random.integers(0, 40, 300), unit(random.standard_normal((300, 16)))
-    shard = Shard.open(written(tmp_path / "s", [f"p{p:02d}" for p in owner], vectors), spec(), 16)
+    partition = searched(written(tmp_path / "s", [f"p{p:02d}" for p in owner], vectors), spec(), 16)
     queries = unit(random.standard_normal((5, 16))).astype(np.float32)
-    scores, rows = shard.search_products(queries, 7)
-    vectors = shard.vectors_ND[:].astype(np.float32)
+    scores, rows = partition.search_products(queries, 7)
+    vectors = partition.vectors_ND[:].astype(np.float32)
     cosines = queries @ (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).T
-    products = shard.records.product_of_row_R
+    products = partition.product_of_row_N
     for q in range(5):
         best = sorted((cosines[q][products == p].max() for p in np.unique(products)), reverse=True)
         np.testing.assert_allclose(scores[q], best[:7], atol=1e-5)
@@ -175,10 +180,14 @@ def test_empty_shard(tmp_path: Path) -> None:
     folder = tmp_path / "empty"
     folder.mkdir()
     write_shard(folder, crops_table(["p1"], unit(np.ones((1, 8)))).slice(0, 0), products_table([]), 8, None)
-    shard = Shard.open(folder, spec(), 8)
+    partition = searched(folder, spec(), 8)
     query = unit(np.ones((1, 8))).astype(np.float32)
-    assert shard.num_rows == 0 and (shard.search(query, 3)[1] == -1).all() and (shard.search_products(query, 3)[1] == -1).all()
-    assert shard.records.find("p1") is None
+    assert (
+        partition.num_rows == 0
+        and (partition.search(query, 3)[1] == -1).all()
+        and (partition.search_products(query, 3)[1] == -1).all()
+    )
+    assert partition.shards[0].records.find("p1") is None
 
 
 def test_records(tmp_path: Path) -> None:
@@ -254,8 +263,8 @@ def test_doubled_rows_and_lost_products_are_refused(tmp_path: Path) -> None:
 @given(data=st.data())
 def test_deleted_products_never_come_back(data: st.DataObject, some: Path, plan: IndexPlan) -> None:
     """Deletes, saved and loaded, alone and under a filter, by index and by scan; and the compacted shard answers alike."""
-    shard = Shard.open(some, spec(), DIM)
-    num = shard.records.num_products
+    searching = searched(some, spec(), DIM)
+    [shard], num = searching.shards, searching.num_products
     deleted = data.draw(st.sets(st.integers(0, num - 1), max_size=num))
     shard.tombstones.delete(deleted)
     path = some.parent / "tombstones.bits"
@@ -263,18 +272,18 @@ def test_deleted_products_never_come_back(data: st.DataObject, some: Path, plan:
     shard.tombstones = Tombstones.load(path, num)
     assert shard.tombstones.num_deleted == len(deleted)
     allowed = data.draw(st.none() | st.sets(st.integers(0, num - 1)).map(lambda kept: np.isin(np.arange(num), list(kept))))
-    scores, rows = shard.search_products(queries_of(shard, 3), 8, allowed)
+    scores, rows = searching.search_products(queries_of(searching, 3), 8, allowed)
     wanted = (set(range(num)) if allowed is None else set(np.flatnonzero(allowed).tolist())) - deleted
     for found in rows:
-        products = shard.records.product_of_row_R[found[found >= 0]].tolist()
+        products = searching.product_of_row_N[found[found >= 0]].tolist()
         assert len(products) == len(set(products)) == min(8, len(wanted)) and set(products) <= wanted
     crops, products = living_rows([shard])
     with TemporaryDirectory() as temporary:
         write_shard(Path(temporary), crops, products, DIM, None)
-        compacted = Shard.open(Path(temporary), spec(), DIM)
-        assert compacted.records.num_products == num - len(deleted)
+        compacted = searched(Path(temporary), spec(), DIM)
+        assert compacted.num_products == num - len(deleted)
         if allowed is None:
-            np.testing.assert_allclose(compacted.search_products(queries_of(shard, 3), 8)[0], scores, atol=1e-3)
+            np.testing.assert_allclose(compacted.search_products(queries_of(searching, 3), 8)[0], scores, atol=1e-3)
 
 
 @pytest.fixture(scope="module")
@@ -286,11 +295,11 @@ def some(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_deleted_from_an_index(big: Path, plan: IndexPlan) -> None:
-    shard = Shard.open(big, spec(plan.factory, 32), DIM)
-    queries = queries_of(shard, 20)
-    first = shard.records.product_of_row_R[shard.search_products(queries, 3)[1]]
-    shard.tombstones.delete(np.unique(first).tolist())
-    again = shard.records.product_of_row_R[shard.search_products(queries, 3)[1]]
+    partition = searched(big, spec(plan.factory, 32), DIM)
+    queries = queries_of(partition, 20)
+    first = partition.product_of_row_N[partition.search_products(queries, 3)[1]]
+    partition.shards[0].tombstones.delete(np.unique(first).tolist())
+    again = partition.product_of_row_N[partition.search_products(queries, 3)[1]]
     assert not set(again.ravel()) & set(first.ravel())
 
 
@@ -303,11 +312,11 @@ def test_two_shards_as_one(tmp_path: Path) -> None:
     crops, products = living_rows(shards)
     (tmp_path / "one").mkdir()
     write_shard(tmp_path / "one", crops, products, 8, None)
-    one = Shard.open(tmp_path / "one", spec(), 8)
+    one = searched(tmp_path / "one", spec(), 8)
     query = unit(random.standard_normal((1, 8))).astype(np.float32)
-    both = np.sort(np.concatenate([shard.search_products(query, 5)[0][0] for shard in shards]))[::-1][:5]
-    np.testing.assert_allclose(one.search_products(query, 5)[0][0], both, atol=1e-3)
-    assert one.records.num_products == 14 and {h.tobytes() for h in one.hashes_M32} == {
+    both = Partition(shards, spec()).search_products(query, 5)[0]
+    np.testing.assert_allclose(one.search_products(query, 5)[0], both, atol=1e-3)
+    assert one.num_products == 14 and {h.tobytes() for h in one.shards[0].hashes_M32} == {
         h.tobytes() for shard in shards for h in shard.hashes_M32
     }
 

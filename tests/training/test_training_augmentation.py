@@ -10,6 +10,7 @@ from PIL import Image
 from jobs.config import AugmentConfig, SceneAugmentConfig
 from jobs.training.augmentation import (
     crop_augmented,
+    erased,
     framed,
     items_hidden,
     jittered,
@@ -152,3 +153,9 @@ def test_a_zoomed_box_lies_in_its_box() -> None:
     assert bool((parts[:, :2] >= boxes[:, :2] - 1e-6).all()) and bool((parts[:, 2:] <= boxes[:, 2:] + 1e-6).all())
     shares = (parts[:, 2:] - parts[:, :2]).prod(1) / 0.32
     assert float(shares.min()) > 0.25 and float(shares.max()) <= 1 + 1e-6
+
+
+def test_hidden_rectangles_are_as_large_as_they_may() -> None:
+    images = -torch.ones(400, 3, 20, 20)
+    hidden_N = (erased(images, torch.Generator().manual_seed(3), 1.0, 0.4) >= 0).all(1).float().mean((1, 2))
+    assert 0.35 < hidden_N.max() < 0.45 and hidden_N.min() < 0.05
