@@ -120,7 +120,7 @@ def relit(images_N3HW: Tensor, rng: torch.Generator, strength: float = 1.0) -> T
 
 
 def erased(images_N3HW: Tensor, rng: torch.Generator, share: float = 0.25, largest: float = 0.15) -> Tensor:
-    """A rectangle of 2 % to `largest` of the area in one flat colour, over `share` of the images: a strap, a hand, a neighbour."""
+    """A rectangle of 2 % to `largest` of the area in one flat colour, over `share` of the images: a strap, a hand."""
     num, _, height, width = images_N3HW.shape
     areas, aspects = uniform(rng, num, 0.02, largest), torch.exp(uniform(rng, num, -0.9, 0.9))
     hidden = uniform(rng, num, 0, 1) < share
