@@ -8,7 +8,7 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ from deltalake.exceptions import DeltaError
 from serve.api.inserts import Inserts
 from serve.api.problems import Problem
 from serve.api.served import ServedRelease
-from serve.index.inserts import CHANGE, DELETE, EMPTY, PUT, Fresh, Row, newest, row_of
+from serve.index.inserts import CHANGE, DELETE, EMPTY, PUT, Fresh, Row, row_of
 from serve.index.release import ProductStore
 from serve.settings import StoreConfig
 
@@ -37,8 +37,14 @@ class Change:
 class Changes:
     """What came after the release, as this replica knows it."""
 
-    def __init__(self, served: ServedRelease, store: StoreConfig, products: ProductStore, hide: Callable[[Fresh], None]) -> None:
-        """`hide`: told of every new state, to hide what is no longer true of the release."""
+    def __init__(
+        self,
+        served: ServedRelease,
+        store: StoreConfig,
+        products: ProductStore,
+        hide: Callable[[Fresh, Collection[str]], None],
+    ) -> None:
+        """`hide`: told of every new state, and which products are new in it, to hide what is no longer true of the release."""
         self.bundle, self.products, self.hide = served.manifest.bundle, products, hide
         self.inserts = Inserts(store, served.manifest)
         self.fresh = Fresh({}, ())
@@ -55,8 +61,8 @@ class Changes:
     def _take(self, rows: list[Row]) -> None:
         if rows:
             self.last_at = max(self.last_at, *(row["at"] for row in rows))
-            self.fresh = Fresh.build(newest(rows, self.fresh.rows), self.bundle.dim, self.bundle.digest)
-            self.hide(self.fresh)
+            self.fresh = self.fresh.with_later(rows, self.bundle.dim, self.bundle.digest)
+            self.hide(self.fresh, {row["product_id"] for row in rows} & self.fresh.rows.keys())
 
     async def add(self, change: Change) -> Row:
         """The row that now says so, once it is durable. Those that come while one is written are written together.

@@ -2,6 +2,7 @@
 
 import asyncio
 import queue
+from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 
 from serve.api.served import ServedRelease
@@ -30,9 +31,12 @@ class HashReader:
         for decoder in self.decoders:
             decoder.close()
 
-    def lay_over(self, fresh: Fresh) -> None:
-        """From now on photos of what came after the release are known, and those of what it changed are as it says."""
-        self.release.delete(fresh.rows)
+    def lay_over(self, fresh: Fresh, changed: Collection[str]) -> None:
+        """From now on photos of what came after the release are known, and those of what it changed are as it says.
+
+        `changed`: products of it that were not told before.
+        """
+        self.release.delete(changed)
         self.stage = self.release.beside(fresh.shards)
 
     async def fingerprint(self, photo: bytes) -> Fingerprint:

@@ -1,12 +1,13 @@
-"""Changes that came over HTTP after a release was built: rows of the table `inserts`, and the small shard made of the newest.
+"""Changes that came over HTTP after a release was built: rows of the table `inserts`, and the small shards made of the newest.
 
 A row is the whole product after the change, with the features of its photos, so that whoever reads it needs nothing else.
 """
 
 import shutil
 import tempfile
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from copy import copy
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Self
@@ -24,6 +25,7 @@ from serve.index.writer import write_shard
 
 INSERTS_TABLE = "inserts"
 FRESH = "fresh"  # stands where others have the path of a shard
+MOST_PARTS = 8  # shards of what is fresh; what comes then is written into one with all before
 PUT, CHANGE, DELETE = "put", "change", "delete"  # put: with a photo; change: of attributes alone
 Row = dict[str, Any]
 
@@ -82,7 +84,7 @@ class Fresh:
     """The newest rows, open for search: immutable, another one is made when something changes."""
 
     rows: Mapping[str, Row]  # of every product that was changed after the release, deleted ones too
-    shards: tuple[OpenShard, ...]  # one, or none where nothing was added
+    shards: tuple[OpenShard, ...]  # the newest first; what later ones replace is deleted in the others
     group: ShardGroup = field(init=False)
     products: ProductStore = field(init=False)
 
@@ -93,26 +95,53 @@ class Fresh:
 
     @classmethod
     def build(cls, rows: Mapping[str, Row], dim: int, bundle_digest: str) -> Self:
-        """A flat shard of the living products. Rows made by another bundle can't be compared: they wait for the next release."""
-        alive = [row for row in rows.values() if row["kind"] != DELETE and row["bundle_digest"] == bundle_digest]
-        rows = {row["product_id"]: row for row in rows.values() if row["kind"] == DELETE or row["bundle_digest"] == bundle_digest}
-        if not alive:
-            return cls(rows, ())
-        crops = pa.Table.from_pylist([{"product_id": row["product_id"], **crop} for row in alive for crop in row["crops"]])
-        products = [{**row, "updated_at": moment(row["at"])} for row in alive]
-        folder = Path(tempfile.mkdtemp(prefix="fresh-"))
-        try:
-            names = [name for name in PRODUCTS.names if name != "product_id"]
-            table = pa.Table.from_pylist([{n: row[n] for n in ("product_id", *names)} for row in products], schema=PRODUCTS)
-            write_shard(folder, crops, table, dim, None)
-            shard = Shard.open(folder, PartitionSpec(factory="Flat"), dim)
-        finally:
-            shutil.rmtree(folder)  # what is mapped stays readable
-        return cls(rows, (OpenShard(FRESH, FRESH, 0, shard),))
+        """One flat shard of the living products. Rows of another bundle can't be compared: they wait for the next release."""
+        rows = {place: row for place, row in rows.items() if row["kind"] == DELETE or row["bundle_digest"] == bundle_digest}
+        shard = write_fresh([row for row in rows.values() if row["kind"] != DELETE], dim)
+        return cls(rows, (OpenShard(f"{FRESH}/0", FRESH, 0, shard),) if shard else ())
+
+    def with_later(self, rows: Iterable[Row], dim: int, bundle_digest: str) -> Self:
+        """This and rows that were read since: in a shard of their own beside those there are, up to MOST_PARTS of them."""
+        known = newest(rows, self.rows)
+        later = {product_id: row for product_id, row in known.items() if row is not self.rows.get(product_id)}
+        if len(self.shards) >= MOST_PARTS or not self.shards:
+            return self.build(known, dim, bundle_digest)
+        added = self.build(later, dim, bundle_digest)
+        shards = [replace(opened, path=f"{FRESH}/{len(self.shards)}") for opened in added.shards]
+        shards += [without_products(opened, later) for opened in self.shards]
+        kept = {product_id: row for product_id, row in self.rows.items() if product_id not in later}
+        return type(self)(kept | dict(added.rows), tuple(shards))
 
     def search(self, embeddings_QD: np.ndarray, k: int, filters: Filters | None) -> list[list[Candidate]]:
         """Per query the best k of the products that were added or changed."""
         return self.group.search(embeddings_QD, k, None, filters) if self.shards else [[] for _ in embeddings_QD]
+
+
+def write_fresh(alive: Sequence[Row], dim: int) -> Shard | None:
+    """A flat shard of these products; None where there are none."""
+    if not alive:
+        return None
+    crops = pa.Table.from_pylist([{"product_id": row["product_id"], **crop} for row in alive for crop in row["crops"]])
+    products = [{**row, "updated_at": moment(row["at"])} for row in alive]
+    folder = Path(tempfile.mkdtemp(prefix="fresh-"))
+    try:
+        names = [name for name in PRODUCTS.names if name != "product_id"]
+        table = pa.Table.from_pylist([{n: row[n] for n in ("product_id", *names)} for row in products], schema=PRODUCTS)
+        write_shard(folder, crops, table, dim, None)
+        return Shard.open(folder, PartitionSpec(factory="Flat"), dim)
+    finally:
+        shutil.rmtree(folder)  # what is mapped stays readable
+
+
+def without_products(opened: OpenShard, product_ids: Iterable[str]) -> OpenShard:
+    """The shard with these products deleted, beside itself as it was."""
+    found = [place for product_id in product_ids if (place := opened.shard.records.find(product_id)) is not None]
+    if not found:
+        return opened
+    shard = copy(opened.shard)
+    shard.tombstones = copy(opened.shard.tombstones)
+    shard.tombstones.delete(found)
+    return replace(opened, shard=shard)
 
 
 def moment(at: int) -> datetime:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from serve.index.codes import Codes, Probes, joined
-from serve.index.exact import CHUNK_ROWS, NONE_SCORE, best_k, cosines, exact_search, scan
+from serve.index.exact import CHUNK_ROWS, NONE_SCORE, Rows, best_k, cosines, exact_search, scan
 from serve.index.manifest import PartitionSpec
 from serve.index.merge import distinct_top_k
 from serve.index.plan import FLAT
@@ -20,6 +20,7 @@ from serve.index.vectors import JoinedVectors
 KEPT = 4  # times k rows, best first, hold k products of most queries; all candidates are looked at where they do not
 WIDEN = 4  # each further look fetches so many times more
 FLAT_BLOCK = 2**24  # scores held at once by an exact scan
+FLAT_RAM_BYTES = 2**26  # so small a flat partition is decoded once: that takes three times as long as comparing with one query
 SCAN_ROWS = 2_048  # rows that a filter leaves: so few are scored exactly, in less time than lists are looked at
 
 
@@ -41,7 +42,11 @@ class Partition:
             parts = zip(shards, self.product_starts.astype(np.int32), strict=False)
             self.product_of_row_N = np.concatenate([shard.records.product_of_row_R + first for shard, first in parts])
         self.codes: list[Codes] = []
-        if spec.factory == FLAT:  # rows are sorted by product, and every product has at least one
+        if spec.factory == FLAT:
+            assert self.vectors_ND is not None, "a partition without codes stores its vectors"
+            is_small = 4 * self.num_rows * shards[0].dim <= FLAT_RAM_BYTES
+            self.compared_ND: Rows = self.vectors_ND[:].astype(np.float32) if is_small else self.vectors_ND
+            # Rows are sorted by product, and every product has at least one.
             self.starts_P = np.searchsorted(self.product_of_row_N, np.arange(self.num_products))
         else:
             self.codes = joined([shard.open_codes() for shard in shards])
@@ -63,8 +68,7 @@ class Partition:
         `probes`: of these queries, where several partitions are asked.
         """
         if not self.codes:
-            assert self.vectors_ND is not None
-            return exact_search(queries_QD, self.vectors_ND, k)
+            return exact_search(queries_QD, self.compared_ND, k)
         every_Q, fetch = np.arange(len(queries_QD)), share_of(k * self.spec.refine_factor, self.share)
         scores_QF, rows_QF = self._candidates(probes or Probes(queries_QD), every_Q, k, fetch, nprobe or self.spec.nprobe, None)
         missing = ((0, 0), (0, k - rows_QF.shape[1]))  # of a k larger than the partition
@@ -131,8 +135,7 @@ class Partition:
         self, queries_QD: np.ndarray, allowed_P: np.ndarray | None, scores_QK: np.ndarray, rows_QK: np.ndarray
     ) -> None:
         """Exact: every crop is scored, the best one of each product kept. Fills `scores_QK` and `rows_QK`."""
-        assert self.vectors_ND is not None
-        scores_QN = np.concatenate([chunk for _, chunk in scan(queries_QD, self.vectors_ND)], axis=1)
+        scores_QN = np.concatenate([chunk for _, chunk in scan(queries_QD, self.compared_ND)], axis=1)
         best_QP = np.maximum.reduceat(scores_QN, self.starts_P, axis=1)
         products = np.arange(best_QP.shape[1]) if allowed_P is None else np.flatnonzero(allowed_P)
         ends = np.append(self.starts_P[1:], self.num_rows)

@@ -148,7 +148,7 @@ class ShardGroup:
 
 
 class ProductStore:
-    """Attributes of every product of a release, looked up on disk by binary search."""
+    """Attributes of every product of a release that is not deleted, looked up on disk by binary search."""
 
     def __init__(self, shards: Sequence[OpenShard], num_buckets: int) -> None:
         self.num_buckets = num_buckets
@@ -185,7 +185,7 @@ class ProductStore:
         """Path of the product's shard and its row in products.arrow; None when there is no such product."""
         for opened in self.by_bucket[bucket_of(product_id, self.num_buckets)]:
             product = opened.shard.records.find(product_id)
-            if product is not None:
+            if product is not None and not opened.shard.tombstones.deleted_P[product]:
                 return opened.path, product
         return None
 

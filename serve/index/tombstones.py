@@ -19,6 +19,11 @@ class Tombstones:
     def __init__(self, num_products: int) -> None:
         self.deleted_P = np.zeros(num_products, bool)
 
+    def __copy__(self) -> "Tombstones":
+        other = Tombstones(0)
+        other.deleted_P = self.deleted_P.copy()
+        return other
+
     @classmethod
     def load(cls, path: Path, num_products: int) -> Self:
         """As `save` wrote it; none where there is no file. Raises ReleaseError for those of another shard."""
