@@ -28,7 +28,7 @@ class IndexConfig(BaseModel):
     )
     refine_factor: int = Field(10, ge=1, description="candidates a result that are re-scored")
     target_recall: float = Field(0.95, gt=0, le=1, description="recall@10 that picks nprobe")
-    train_rows: int = Field(1_000_000, ge=256, description="most rows of the training sample")
+    train_rows: int = Field(200_000, ge=256, description="most rows of the training sample")
     train_on_gpu: bool = Field(False, description="k-means of the lists on all GPUs")
     max_drift_frac: float = Field(0.1, ge=0, description="a template is kept until its rows lie so much farther from its lists")
     share_template_below_rows: int = Field(20_000, ge=0, description="smaller partitions of one plan share one template")
