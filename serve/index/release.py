@@ -75,7 +75,7 @@ class ShardGroup:
             of_partition.setdefault(opened.partition, []).append(opened)
         self.shards = [opened for group in of_partition.values() for opened in group]
         self.partitions = {
-            name: Partition([opened.shard for opened in group], group[0].shard.spec, len(group) / group[0].num_shards)
+            name: Partition([opened.shard for opened in group], group[0].shard.spec, min(len(group) / group[0].num_shards, 1.0))
             for name, group in of_partition.items()
         }
         self.starts = np.cumsum([0, *(opened.shard.num_rows for opened in self.shards)])  # first row of each shard, and the end
