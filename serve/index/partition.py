@@ -126,7 +126,7 @@ class Partition:
 
     def _without_deleted(self, allowed_P: np.ndarray | None) -> np.ndarray | None:
         """(P,) bool of the allowed products that are not deleted; None = all."""
-        if not any(shard.tombstones.num_deleted for shard in self.shards):
+        if not any(shard.tombstones.deleted_P.any() for shard in self.shards):
             return allowed_P
         kept_P = ~np.concatenate([shard.tombstones.deleted_P for shard in self.shards])
         return kept_P if allowed_P is None else kept_P & allowed_P
