@@ -4,6 +4,7 @@ Letters: N rows, D width, Q queries.
 """
 
 import time
+from typing import Any
 
 import faiss
 import numpy as np
@@ -15,6 +16,7 @@ from serve.index.template import train_template
 
 NUM_QUERIES = 500
 NPROBE = 32
+SEARCH_ROUNDS = 5
 KMEANS_ITERATIONS = 10  # of FAISS's inverted files
 CLUSTER_ROWS = 100
 IVF_KINDS = ("auto", "ivf_pq4", "ivf_pq8", "ivf_rabitq", "ivf_sq8")
@@ -55,9 +57,7 @@ def measure_rates(num: int, dim: int, index: IndexConfig) -> Rates:
         ivf.quantizer.search(vectors_ND, 1)
         coarse_s = time.process_time() - start
         ivf.nprobe = min(NPROBE, plan.nlist)
-        start = time.process_time()
-        filled.search(vectors_ND[:NUM_QUERIES], 100)
-        search_s = time.process_time() - start
+        search_s = search_cpu_s(filled, vectors_ND[:NUM_QUERIES])
     finally:
         faiss.omp_set_num_threads(threads)
     return Rates(
@@ -70,3 +70,13 @@ def measure_rates(num: int, dim: int, index: IndexConfig) -> Rates:
         search_ms=1000 * search_s / NUM_QUERIES,
         coarse_frac=min(coarse_s / add_s, 1.0),
     )
+
+
+def search_cpu_s(filled: Any, queries_QD: np.ndarray) -> float:
+    """CPU seconds of one batch of searches: the fastest of some, as the first reads lists that lie in no cache yet."""
+    spent = []
+    for _ in range(SEARCH_ROUNDS):
+        start = time.process_time()
+        filled.search(queries_QD, 100)
+        spent.append(time.process_time() - start)
+    return min(spent)

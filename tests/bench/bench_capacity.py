@@ -14,7 +14,7 @@ from typing import Any
 import faiss
 import numpy as np
 
-from jobs.capacity.calibration import clustered, measure_rates
+from jobs.capacity.calibration import clustered, measure_rates, search_cpu_s
 from jobs.capacity.model import Rates, shard_cost
 from serve.index.manifest import PartitionSpec
 from serve.index.plan import plan_index
@@ -47,9 +47,7 @@ def compare(num: int, rates: Rates, index: IndexConfig, record_bytes: float) -> 
     filled.add(vectors)
     build_s = train_s + time.process_time() - start
     faiss.extract_index_ivf(filled).nprobe = NPROBE
-    start = time.process_time()
-    filled.search(vectors[:500], 100)
-    search_ms = 1000 * (time.process_time() - start) / 500
+    search_ms = 1000 * search_cpu_s(filled, vectors[:500]) / 500
     del filled
     with tempfile.TemporaryDirectory() as folder:
         write_bench_shard(Path(folder), vectors.astype(np.float16), template, plan.vectors)
