@@ -168,5 +168,5 @@ class Answers:
             parts=dict(result.parts),
             total=result.score + sum(part for _, part in result.parts),
             stage="hash" if result.match == "exact" else "vector",
-            shard=place[0] if place and not place[0].startswith(FRESH) else FRESH,
+            shard=place[0] if place and not place[0].startswith(f"{FRESH}/") else FRESH,
         )

@@ -20,7 +20,9 @@ from serve.index.vectors import JoinedVectors
 KEPT = 4  # times k rows, best first, hold k products of most queries; all candidates are looked at where they do not
 WIDEN = 4  # each further look fetches so many times more
 FLAT_BLOCK = 2**24  # scores held at once by an exact scan
-FLAT_RAM_BYTES = 2**26  # so small a flat partition is decoded once: that takes three times as long as comparing with one query
+FLAT_RAM_BYTES = (
+    2**26
+)  # so small a flat partition is decoded once: that takes three times as long as comparing it with four queries
 SCAN_ROWS = 2_048  # rows that a filter leaves: so few are scored exactly, in less time than lists are looked at
 
 
@@ -60,17 +62,12 @@ class Partition:
     def num_products(self) -> int:
         return int(self.product_starts[-1])
 
-    def search(
-        self, queries_QD: np.ndarray, k: int, nprobe: int | None = None, probes: Probes | None = None
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """The k nearest crops: (Q, k) float32 cosines, exact after refinement, best first, and (Q, k) int64 rows (-1 = none).
-
-        `probes`: of these queries, where several partitions are asked.
-        """
+    def search(self, queries_QD: np.ndarray, k: int, nprobe: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """The k nearest crops: (Q, k) float32 cosines, exact after refinement, best first, and (Q, k) int64 rows (-1 = none)."""
         if not self.codes:
             return exact_search(queries_QD, self.compared_ND, k)
         every_Q, fetch = np.arange(len(queries_QD)), share_of(k * self.spec.refine_factor, self.share)
-        scores_QF, rows_QF = self._candidates(probes or Probes(queries_QD), every_Q, k, fetch, nprobe or self.spec.nprobe, None)
+        scores_QF, rows_QF = self._candidates(Probes(queries_QD), every_Q, k, fetch, nprobe or self.spec.nprobe, None)
         missing = ((0, 0), (0, k - rows_QF.shape[1]))  # of a k larger than the partition
         return np.pad(scores_QF, missing, constant_values=NONE_SCORE), np.pad(rows_QF, missing, constant_values=-1)
 

@@ -64,7 +64,7 @@ def cpu_s(call: Callable[[], Any]) -> tuple[Any, float]:
     return result, time.process_time() - start
 
 
-def searched(search: Search, effort: int, queries: np.ndarray) -> tuple[np.ndarray, float]:
+def in_batches(search: Search, effort: int, queries: np.ndarray) -> tuple[np.ndarray, float]:
     """Rows found in batches of 100, and the CPU seconds it took; with more than one thread the seconds that passed.
 
     Each thread then searches one batch after the other, as an endpoint answers requests.
@@ -108,7 +108,7 @@ def faiss_params(nprobe: int, factor: int) -> Any:
 
 def measure(search: Search, nprobe: int, queries: np.ndarray, truth: np.ndarray) -> dict[str, Any]:
     """Recall, rate and latencies at one nprobe; easy and hard queries apart as well."""
-    found, seconds = searched(search, nprobe, queries)
+    found, seconds = in_batches(search, nprobe, queries)
     half, single_ms = len(queries) // 2, []
     for query in queries[:: max(len(queries) // 200, 1)]:
         start = time.perf_counter()
