@@ -1,25 +1,35 @@
 """What this machine does: a small index of generated vectors, trained, filled and searched on one core.
 
-Letters: N rows, D width, Q queries.
+Letters: N rows, D width, Q queries, L lists, F candidates.
 """
 
+import tempfile
 import time
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import faiss
 import numpy as np
 
 from jobs.capacity.model import Rates
-from serve.index.plan import plan_index
+from serve.index.codes import Codes, Probes, merge_lists
+from serve.index.exact import best_k
+from serve.index.plan import IndexPlan, plan_index
 from serve.index.spec import IndexConfig
 from serve.index.template import train_template
+from serve.index.vectors import RANGE_ROWS, JoinedVectors, StoredVectors, VectorWriter
 
 NUM_QUERIES = 500
 NPROBE = 32
+K = 10
+CANDIDATES = 100  # that are re-scored
 SEARCH_ROUNDS = 5
+MORE = 4  # times as many lists, and as many rows, tell what each of them costs
 KMEANS_ITERATIONS = 10  # of FAISS's inverted files
 CLUSTER_ROWS = 100
 IVF_KINDS = ("auto", "ivf_pq4", "ivf_pq8", "ivf_rabitq", "ivf_sq8")
+ALONE = np.arange(1)  # place of a query in a batch of one
 
 
 def clustered(num: int, dim: int, seed: int = 7) -> np.ndarray:
@@ -52,31 +62,88 @@ def measure_rates(num: int, dim: int, index: IndexConfig) -> Rates:
         start = time.process_time()
         filled.add(vectors_ND)
         add_s = time.process_time() - start
-        ivf = faiss.extract_index_ivf(filled)
         start = time.process_time()
-        ivf.quantizer.search(vectors_ND, 1)
+        faiss.extract_index_ivf(filled).quantizer.search(vectors_ND, 1)
         coarse_s = time.process_time() - start
-        ivf.nprobe = min(NPROBE, plan.nlist)
-        search_s = search_cpu_s(filled, vectors_ND[:NUM_QUERIES])
+        search = measure_search(filled, vectors_ND, plan)
     finally:
         faiss.omp_set_num_threads(threads)
     return Rates(
-        rows=num,
         nlist=plan.nlist,
         train_rows=min(num, plan.train_rows),
         train_s=train_s,
         lists_train_s=min(lists_train_s, train_s),
         add_s_per_row=add_s / num,
-        search_ms=1000 * search_s / NUM_QUERIES,
         coarse_frac=min(coarse_s / add_s, 1.0),
+        **search,
     )
 
 
-def search_cpu_s(filled: Any, queries_QD: np.ndarray) -> float:
-    """CPU seconds of one batch of searches: the fastest of some, as the first reads lists that lie in no cache yet."""
+def measure_search(filled: Any, vectors_ND: np.ndarray, plan: IndexPlan) -> dict[str, float]:
+    """Milliseconds of a query that comes alone: `list_ms` for each list there is, `row_ms` for each row of a list, `fixed_ms`.
+
+    Where lists are found through a graph, their number costs nothing. `filled` grows: of real shards little lies in a cache.
+    """
+    queries_QD, num = vectors_ND[:NUM_QUERIES], len(vectors_ND)
+    centroids = faiss.downcast_index(faiss.extract_index_ivf(filled).quantizer)
+    list_ms = 0.0
+    if isinstance(centroids, faiss.IndexFlat):
+        more = faiss.IndexFlat(centroids.d, centroids.metric_type)
+        for _ in range(MORE):
+            more.add(centroids.reconstruct_n())
+        few_ms = query_ms(lambda query_1D: centroids.search(query_1D, NPROBE), queries_QD)
+        many_ms = query_ms(lambda query_1D: more.search(query_1D, NPROBE), queries_QD)
+        list_ms = max(many_ms - few_ms, 0.0) / ((MORE - 1) * plan.nlist)
+    with tempfile.TemporaryDirectory() as name:
+        stored = stored_vectors(vectors_ND, plan, Path(name))
+        grow(filled, MORE)
+        few_ms = search_ms(filled, stored, queries_QD, Path(name))
+        grow(filled, MORE)
+        row_ms = max(search_ms(filled, stored, queries_QD, Path(name)) - few_ms, 0.0) * plan.nlist / (MORE * (MORE - 1) * num)
+    fixed_ms = few_ms - list_ms * plan.nlist - row_ms * MORE * num / plan.nlist
+    return {"list_ms": list_ms, "row_ms": row_ms, "fixed_ms": max(fixed_ms, 0.0)}
+
+
+def grow(filled: Any, times: int) -> None:
+    """Every list so many times as long, by copies of its rows."""
+    one, lists = faiss.clone_index(filled), faiss.extract_index_ivf(filled)
+    for _ in range(times - 1):
+        other = faiss.clone_index(one)  # merging empties it
+        merge_lists(lists, faiss.extract_index_ivf(other))
+        filled.ntotal = lists.ntotal
+
+
+def stored_vectors(vectors_ND: np.ndarray, plan: IndexPlan, folder: Path) -> JoinedVectors | None:
+    """What candidates are re-scored with, in files as a shard has them: as many as the largest index has rows."""
+    if plan.vectors == "none":
+        return None
+    writer = VectorWriter(folder, plan.vectors, vectors_ND.shape[1], vectors_ND[:RANGE_ROWS], norms=True)
+    for _ in range(MORE * MORE):
+        writer.add(vectors_ND)
+    writer.close()
+    return JoinedVectors([StoredVectors(folder, plan.vectors, vectors_ND.shape[1], norms=True)])
+
+
+def search_ms(filled: Any, stored: JoinedVectors | None, queries_QD: np.ndarray, folder: Path) -> float:
+    """Of finding candidates by their codes, in a file as a shard has it, re-scoring them and taking the best."""
+    faiss.write_index(filled, str(folder / "index.faiss"))
+    codes = Codes(folder / "index.faiss")
+
+    def search(query_1D: np.ndarray) -> None:
+        scores_1F, rows_1F = codes.search(Probes(query_1D), ALONE, CANDIDATES, NPROBE, None)
+        if stored is not None:
+            scores_1F = stored.cosines(query_1D, rows_1F)
+        best_k(scores_1F, rows_1F, K)
+
+    return query_ms(search, queries_QD)
+
+
+def query_ms(search: Callable[[np.ndarray], Any], queries_QD: np.ndarray) -> float:
+    """Mean CPU milliseconds of one query, asked alone: of the fastest round, as the first reads lists that lie in no cache."""
     spent = []
     for _ in range(SEARCH_ROUNDS):
         start = time.process_time()
-        filled.search(queries_QD, 100)
+        for q in range(len(queries_QD)):
+            search(queries_QD[q : q + 1])
         spent.append(time.process_time() - start)
-    return min(spent)
+    return 1000 * min(spent) / len(queries_QD)

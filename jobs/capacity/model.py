@@ -2,7 +2,8 @@
 
 Bytes follow from the formats, those of the records from the champion's own. Seconds are those of a calibration run, scaled:
 adding a row compares it with every list, k-means compares its sample with every list, a search compares with every list and
-with the rows of the same number of lists, which grow where index.train_rows allows no more lists.
+with the rows of the same number of lists, which grow where index.train_rows allows no more lists; what it costs to begin with
+each of these lists, and to re-score the same number of candidates, stays.
 """
 
 import math
@@ -18,16 +19,17 @@ FAST_SCAN_BLOCK = 32  # rows; the last block of each list is half empty on avera
 
 @dataclass(frozen=True)
 class Rates:
-    """What one machine was measured to do, on one core, with `rows` rows in `nlist` lists."""
+    """What one machine was measured to do, on one core, with `nlist` lists."""
 
-    rows: int
     nlist: int
     train_rows: int
     train_s: float
     lists_train_s: float  # of train_s: k-means of the lists; rotation and code cost the same whatever the sample
     add_s_per_row: float  # at `nlist` lists
-    search_ms: float  # mean of one query
     coarse_frac: float  # of add_s_per_row: comparing with the lists
+    list_ms: float  # of one query, for each list there is
+    row_ms: float  # of one query, for each row of a list
+    fixed_ms: float  # of one query, whatever there is
 
 
 @dataclass(frozen=True)
@@ -46,9 +48,11 @@ class ShardCost:
         return sum(self.disk_bytes.values())
 
 
-def shard_cost(rows: int, images: int, dim: int, index: IndexConfig, rates: Rates, record_bytes: float) -> ShardCost:
-    """Of a shard of so many crops of so many photos, with `record_bytes` a crop in its .arrow files."""
-    plan = plan_index(rows, dim, index)
+def shard_cost(
+    rows: int, images: int, dim: int, index: IndexConfig, rates: Rates, record_bytes: float, num_shards: int = 1
+) -> ShardCost:
+    """Of one of so many shards of so many crops of so many photos, with `record_bytes` a crop in its .arrow files."""
+    plan = plan_index(rows, dim, index, total_rows=rows * num_shards)
     list_rows = rows + (plan.nlist * FAST_SCAN_BLOCK // 2 if plan.kind in ("ivf_pq4", "ivf_rabitq") else 0)
     codes = list_rows * plan.code_bytes + rows * (plan.ram_bytes - plan.code_bytes)
     centroids = plan.nlist * dim * 4 + (dim * dim * 4 if plan.factory.startswith(("OPQ", "RR")) else 0) if plan.nlist > 1 else 0
@@ -65,9 +69,7 @@ def shard_cost(rows: int, images: int, dim: int, index: IndexConfig, rates: Rate
     sample = min(rows, plan.train_rows)
     more = (sample * plan.nlist) / (rates.train_rows * rates.nlist)
     train_s = rates.train_s - rates.lists_train_s * (1 - more) if not plan.is_flat else 0.0
-    coarse_ms = min(1000 * rates.add_s_per_row * rates.coarse_frac, rates.search_ms)
-    scanned = (rows / plan.nlist) / (rates.rows / rates.nlist)  # rows of one list, against the calibration's
-    search_ms = coarse_ms * lists + (rates.search_ms - coarse_ms) * scanned
+    search_ms = rates.list_ms * plan.nlist + rates.row_ms * rows / plan.nlist + rates.fixed_ms
     return ShardCost(rows, plan, disk, codes + centroids, train_s + add_s, search_ms)
 
 
@@ -134,6 +136,7 @@ def plan_capacity(
         index,
         rates,
         record_bytes,
+        num_shards,
     )
     disk = {part: num * num_shards for part, num in shard.disk_bytes.items()}
     if shard.search_ms > machines.target_ms:

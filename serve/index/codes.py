@@ -10,6 +10,7 @@ from typing import Any
 
 import faiss
 import numpy as np
+from faiss.contrib.inspect_tools import get_invlist
 
 from serve.index.manifest import ReleaseError
 
@@ -81,7 +82,7 @@ class Codes:
 
     def absorb(self, other: "Codes") -> None:
         """Take over another's lists, its rows after these: as if both had been filled into one. `other` is empty afterwards."""
-        self.lists.merge_from(other.lists, len(self))
+        merge_lists(self.lists, other.lists)
         self.index.ntotal = self.lists.ntotal
         self._choose_scan()
 
@@ -120,6 +121,27 @@ class Codes:
         if self.lists.direct_map.no():
             self.lists.make_direct_map()  # 8 bytes a row, once
         return np.asarray(self.index.reconstruct(row), np.float32)
+
+
+def merge_lists(into: Any, other: Any) -> None:
+    """Move all rows of one index of lists to another's, numbered after its own; `other` is empty afterwards.
+
+    FAISS (1.15.1) writes beyond its memory where a list of fast-scan blocks has a multiple of as many rows as a block has bytes:
+    `BlockInvertedLists::add_entries` takes it for an empty one. Its blocks are full, so the other's are put after them here.
+    """
+    mine, theirs = (faiss.downcast_InvertedLists(lists.invlists) for lists in (into, other))
+    if isinstance(mine, FAISS.BlockInvertedLists):
+        for number in range(mine.nlist):
+            size = mine.list_size(number)
+            if size and size % mine.block_size == 0:
+                rows, blocks = get_invlist(theirs, number)
+                mine.resize(number, size + len(rows))
+                start, end = size // mine.n_per_block * mine.block_size, mine.list_size(number)
+                codes = faiss.rev_swig_ptr(mine.get_codes(number), start + blocks.size)
+                codes[start:] = blocks.ravel()
+                faiss.rev_swig_ptr(mine.get_ids(number), end)[size:] = rows + into.ntotal
+                theirs.resize(number, 0)
+    into.merge_from(other, into.ntotal)
 
 
 def joined(opened: Sequence[Codes]) -> list[Codes]:

@@ -47,8 +47,9 @@ def exact_search(queries_QD: np.ndarray, vectors_ND: Rows, k: int) -> tuple[np.n
 
 def best_k(scores_QN: np.ndarray, rows_QN: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     """The k best of each query's N >= k places, best first; equal scores in the order of their rows."""
+    every_Q1 = np.arange(len(scores_QN))[:, None]  # indexed by hand: np.take_along_axis takes thrice as long for one query
     if scores_QN.shape[1] > 4 * k:  # cut first: ties at the border may fall either way, as their scores are equal
         part = np.argpartition(-scores_QN, k - 1, axis=1)[:, :k]
-        scores_QN, rows_QN = np.take_along_axis(scores_QN, part, 1), np.take_along_axis(rows_QN, part, 1)
+        scores_QN, rows_QN = scores_QN[every_Q1, part], rows_QN[every_Q1, part]
     order = np.lexsort((rows_QN, -scores_QN), axis=1)[:, :k]
-    return np.take_along_axis(scores_QN, order, 1), np.take_along_axis(rows_QN, order, 1)
+    return scores_QN[every_Q1, order], rows_QN[every_Q1, order]

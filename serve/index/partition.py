@@ -68,6 +68,8 @@ class Partition:
             return exact_search(queries_QD, self.compared_ND, k)
         every_Q, fetch = np.arange(len(queries_QD)), share_of(k * self.spec.refine_factor, self.share)
         scores_QF, rows_QF = self._candidates(Probes(queries_QD), every_Q, k, fetch, nprobe or self.spec.nprobe, None)
+        if rows_QF.shape[1] == k:
+            return scores_QF, rows_QF
         missing = ((0, 0), (0, k - rows_QF.shape[1]))  # of a k larger than the partition
         return np.pad(scores_QF, missing, constant_values=NONE_SCORE), np.pad(rows_QF, missing, constant_values=-1)
 

@@ -1,4 +1,4 @@
-"""How far the predictions of plan_capacity are from real shards at three sizes: bytes, build seconds, search time.
+"""How far the predictions of plan_capacity are from real shards at three sizes: bytes, build seconds, time of one search.
 
 python -m tests.bench.bench_capacity [--calibration 50000] [--sizes 100000 200000 400000]
 """
@@ -14,9 +14,10 @@ from typing import Any
 import faiss
 import numpy as np
 
-from jobs.capacity.calibration import clustered, measure_rates, search_cpu_s
+from jobs.capacity.calibration import CANDIDATES, NPROBE, NUM_QUERIES, K, clustered, measure_rates, query_ms
 from jobs.capacity.model import Rates, shard_cost
 from serve.index.manifest import PartitionSpec
+from serve.index.partition import Partition
 from serve.index.plan import plan_index
 from serve.index.records import RECORD_FILES
 from serve.index.shard import Shard
@@ -26,7 +27,6 @@ from tests.bench.index_shard import write_bench_shard
 from tests.bench.record import record
 
 DIM = 256
-NPROBE = 32
 
 
 def record_bytes_of(folder: Path, num: int) -> float:
@@ -46,15 +46,16 @@ def compare(num: int, rates: Rates, index: IndexConfig, record_bytes: float) -> 
     start = time.process_time()
     filled.add(vectors)
     build_s = train_s + time.process_time() - start
-    faiss.extract_index_ivf(filled).nprobe = NPROBE
-    search_ms = 1000 * search_cpu_s(filled, vectors[:500]) / 500
     del filled
     with tempfile.TemporaryDirectory() as folder:
         write_bench_shard(Path(folder), vectors.astype(np.float16), template, plan.vectors)
         disk = sum(file.stat().st_size for file in Path(folder).iterdir())
-        spec = PartitionSpec(factory=plan.factory, vectors=plan.vectors, nprobe=NPROBE, refine_factor=10, metric="cosine")
+        spec = PartitionSpec(
+            factory=plan.factory, vectors=plan.vectors, nprobe=NPROBE, refine_factor=CANDIDATES // K, metric="cosine"
+        )
         index_bytes = (Path(folder) / "index.faiss").stat().st_size
-        Shard.open(Path(folder), spec, DIM)
+        partition = Partition([Shard.open(Path(folder), spec, DIM)], spec)
+        search_ms = query_ms(lambda query: partition.search(query, K), vectors[:NUM_QUERIES])
     real = {"disk_bytes": disk, "ram_bytes": index_bytes, "build_cpu_s": build_s, "search_ms": search_ms}
     predicted = {
         "disk_bytes": cost.total_disk_bytes,

@@ -1,5 +1,7 @@
 """Partitions of several shards: searched as one, whether their codes could be joined or not."""
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +97,34 @@ def test_joined_codes_find_what_one_index_finds(tmp_path: Path, vectors: np.ndar
     found, expected = (p.codes[0].search(Probes(asked()), np.arange(40), 50, 8, None) for p in (parts, one))
     np.testing.assert_allclose(np.sort(found[0]), np.sort(expected[0]), rtol=1e-5, atol=1e-5)
     assert np.mean([len(np.intersect1d(a, b)) / 50 for a, b in zip(found[1], expected[1], strict=True)]) > 0.98  # ties
+
+
+MERGED = """
+import faiss, numpy as np
+from serve.index.codes import merge_lists
+random = np.random.default_rng(0)
+centres = np.eye(64, dtype=np.float32)
+one = faiss.index_factory(64, "IVF64,PQ16x4fs", faiss.METRIC_INNER_PRODUCT)
+one.quantizer.add(centres)
+one.train(np.repeat(centres, 50, axis=0) + 0.05 * random.standard_normal((3200, 64), np.float32))
+into, other = faiss.clone_index(one), faiss.clone_index(one)
+block = faiss.downcast_InvertedLists(one.invlists).block_size
+parts = [np.repeat(centres, block * more, axis=0) for more in (1, 3)]
+parts = [part + 0.05 * random.standard_normal(part.shape, np.float32) for part in parts]
+into.add(parts[0]), other.add(parts[1]), one.add(np.concatenate(parts))
+assert {into.invlists.list_size(i) for i in range(64)} == {block}
+for _ in range(20):
+    merged, rest = faiss.clone_index(into), faiss.clone_index(other)
+    merge_lists(merged, rest)
+    assert (merged.ntotal, rest.ntotal) == (len(parts[0]) + len(parts[1]), 0)
+    for found, expected in zip(merged.search(centres, 100), one.search(centres, 100)):
+        np.testing.assert_array_equal(found, expected)
+"""
+
+
+def test_lists_as_long_as_a_block_has_bytes_are_merged() -> None:
+    """FAISS itself writes beyond its memory there, which ends the process."""
+    subprocess.run([sys.executable, "-c", MERGED], check=True)
 
 
 def test_shards_of_different_templates_are_not_joined(tmp_path: Path, vectors: np.ndarray) -> None:

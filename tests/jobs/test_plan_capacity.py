@@ -19,7 +19,15 @@ from tests.bench.index_shard import write_bench_shard
 
 DIM = 64
 RATES = Rates(
-    rows=50_000, nlist=1024, train_rows=50_000, train_s=5.0, lists_train_s=2.0, add_s_per_row=2e-5, search_ms=0.2, coarse_frac=0.6
+    nlist=1024,
+    train_rows=50_000,
+    train_s=5.0,
+    lists_train_s=2.0,
+    add_s_per_row=2e-5,
+    coarse_frac=0.6,
+    list_ms=2e-5,
+    row_ms=2e-4,
+    fixed_ms=0.1,
 )
 MACHINES = Machines(8, 900.0, 2.5, 8.0, 32, 256 * 10**9, 7_500 * 10**9, 2.0, 200.0, 50.0)
 
@@ -73,4 +81,4 @@ def test_calibration_needs_lists() -> None:
     with pytest.raises(ValueError, match=r"index\.kind=flat"):
         measure_rates(5_000, 16, IndexConfig(kind="flat"))
     rates = measure_rates(5_000, 16, IndexConfig())
-    assert rates.train_s > 0 and rates.add_s_per_row > 0 and rates.search_ms > 0 and 0 < rates.coarse_frac <= 1
+    assert rates.train_s > 0 and rates.add_s_per_row > 0 and rates.fixed_ms > 0 and 0 < rates.coarse_frac <= 1
