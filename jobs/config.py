@@ -423,7 +423,7 @@ class CapacityConfig(Section):
 
     num_images: tuple[int, ...] = Field((1_000_000, 100_000_000, 2_000_000_000, 10_000_000_000), min_length=1)
     rows_per_shard: int = Field(20_000_000, ge=1)
-    calibration_rows: int = Field(50_000, ge=5_000, description="of the small index that this machine is measured with")
+    calibration_rows: int = Field(100_000, ge=5_000, description="of the small index that this machine is measured with")
     gpus: int = Field(8, ge=1)
     images_per_gpu_s: float = Field(900.0, gt=0, description="photos that one GPU decodes and embeds; measure yours")
     gpu_price_per_hour: float = Field(2.5, ge=0, description="in any currency")

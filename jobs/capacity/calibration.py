@@ -6,6 +6,7 @@ Letters: N rows, D width, Q queries, L lists, F candidates.
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -82,26 +83,24 @@ def measure_rates(num: int, dim: int, index: IndexConfig) -> Rates:
 def measure_search(filled: Any, vectors_ND: np.ndarray, plan: IndexPlan) -> dict[str, float]:
     """Milliseconds of a query that comes alone: `list_ms` for each list there is, `row_ms` for each row of a list, `fixed_ms`.
 
-    Where lists are found through a graph, their number costs nothing. `filled` grows: of real shards little lies in a cache.
+    Where lists are found through a graph, their number costs nothing. `filled` grows: of real shards little lies in a cache, and
+    lists are compared with in the middle of a search, for the same reason.
     """
-    queries_QD, num = vectors_ND[:NUM_QUERIES], len(vectors_ND)
-    centroids = faiss.downcast_index(faiss.extract_index_ivf(filled).quantizer)
-    list_ms = 0.0
-    if isinstance(centroids, faiss.IndexFlat):
-        more = faiss.IndexFlat(centroids.d, centroids.metric_type)
-        for _ in range(MORE):
-            more.add(centroids.reconstruct_n())
-        few_ms = query_ms(lambda query_1D: centroids.search(query_1D, NPROBE), queries_QD)
-        many_ms = query_ms(lambda query_1D: more.search(query_1D, NPROBE), queries_QD)
-        list_ms = max(many_ms - few_ms, 0.0) / ((MORE - 1) * plan.nlist)
+    queries_QD, rows = vectors_ND[:NUM_QUERIES], MORE * len(vectors_ND) / plan.nlist
+    centroids, list_ms = faiss.downcast_index(faiss.extract_index_ivf(filled).quantizer), 0.0
     with tempfile.TemporaryDirectory() as name:
-        stored = stored_vectors(vectors_ND, plan, Path(name))
+        search = Search(stored_vectors(vectors_ND, plan, Path(name)), queries_QD, Path(name))
         grow(filled, MORE)
-        few_ms = search_ms(filled, stored, queries_QD, Path(name))
+        few_ms = search.mean_ms(filled)
         grow(filled, MORE)
-        row_ms = max(search_ms(filled, stored, queries_QD, Path(name)) - few_ms, 0.0) * plan.nlist / (MORE * (MORE - 1) * num)
-    fixed_ms = few_ms - list_ms * plan.nlist - row_ms * MORE * num / plan.nlist
-    return {"list_ms": list_ms, "row_ms": row_ms, "fixed_ms": max(fixed_ms, 0.0)}
+        row_ms = max(search.mean_ms(filled) - few_ms, 0.0) / ((MORE - 1) * rows)
+        if isinstance(centroids, faiss.IndexFlat):
+            many = faiss.IndexFlat(centroids.d, centroids.metric_type)
+            for _ in range(MORE):
+                many.add(centroids.reconstruct_n())
+            more_ms = search.mean_ms(filled, many) - search.mean_ms(filled, centroids)
+            list_ms = max(more_ms, 0.0) / ((MORE - 1) * plan.nlist)
+    return {"list_ms": list_ms, "row_ms": row_ms, "fixed_ms": max(few_ms - list_ms * plan.nlist - row_ms * rows, 0.0)}
 
 
 def grow(filled: Any, times: int) -> None:
@@ -124,18 +123,28 @@ def stored_vectors(vectors_ND: np.ndarray, plan: IndexPlan, folder: Path) -> Joi
     return JoinedVectors([StoredVectors(folder, plan.vectors, vectors_ND.shape[1], norms=True)])
 
 
-def search_ms(filled: Any, stored: JoinedVectors | None, queries_QD: np.ndarray, folder: Path) -> float:
-    """Of finding candidates by their codes, in a file as a shard has it, re-scoring them and taking the best."""
-    faiss.write_index(filled, str(folder / "index.faiss"))
-    codes = Codes(folder / "index.faiss")
+@dataclass(frozen=True)
+class Search:
+    """Candidates by their codes, in a file as a shard has it, re-scored; the best of them."""
 
-    def search(query_1D: np.ndarray) -> None:
-        scores_1F, rows_1F = codes.search(Probes(query_1D), ALONE, CANDIDATES, NPROBE, None)
-        if stored is not None:
-            scores_1F = stored.cosines(query_1D, rows_1F)
-        best_k(scores_1F, rows_1F, K)
+    stored: JoinedVectors | None
+    queries_QD: np.ndarray
+    folder: Path
 
-    return query_ms(search, queries_QD)
+    def mean_ms(self, filled: Any, besides: Any = None) -> float:
+        """Of one query. `besides`: centroids that are compared as well."""
+        faiss.write_index(filled, str(self.folder / "index.faiss"))
+        codes = Codes(self.folder / "index.faiss")
+
+        def search(query_1D: np.ndarray) -> None:
+            scores_1F, rows_1F = codes.search(Probes(query_1D), ALONE, CANDIDATES, NPROBE, None)
+            if self.stored is not None:
+                scores_1F = self.stored.cosines(query_1D, rows_1F)
+            best_k(scores_1F, rows_1F, K)
+            if besides is not None:
+                besides.search(query_1D, NPROBE)
+
+        return query_ms(search, self.queries_QD)
 
 
 def query_ms(search: Callable[[np.ndarray], Any], queries_QD: np.ndarray) -> float:

@@ -1,6 +1,6 @@
 """How far the predictions of plan_capacity are from real shards at three sizes: bytes, build seconds, time of one search.
 
-python -m tests.bench.bench_capacity [--calibration 50000] [--sizes 100000 200000 400000]
+python -m tests.bench.bench_capacity [--calibration 100000] [--sizes 200000 400000 1000000]
 """
 
 import argparse
@@ -70,8 +70,8 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--conf", type=Path, help="ignored")
-    parser.add_argument("--calibration", type=int, default=50_000)
-    parser.add_argument("--sizes", type=int, nargs="+", default=[100_000, 200_000, 400_000])
+    parser.add_argument("--calibration", type=int, default=100_000)
+    parser.add_argument("--sizes", type=int, nargs="+", default=[200_000, 400_000, 1_000_000])
     args = parser.parse_args()
     faiss.omp_set_num_threads(1)
     index = IndexConfig()
