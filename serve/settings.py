@@ -112,7 +112,9 @@ class ServeConfig(Section):
     haproxy: bool = Field(True, description="Ray Serve's HAProxy mode; its default proxy is 10x slower")
     num_ingress: int = Field(1, ge=1)
     num_encoders: int = Field(1, ge=1)
-    num_searchers: int = Field(1, ge=1, description="shard groups; each is a deployment of its own")
+    num_searchers: int = Field(
+        1, ge=0, description="shard groups, each a deployment of its own; 0 = every ingress searches all shards itself"
+    )
     searcher_replicas: int = Field(1, ge=1)
     max_body_bytes: int = Field(10_000_000, ge=1_000)
     body_timeout_s: float = Field(5.0, gt=0)

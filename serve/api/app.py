@@ -37,7 +37,7 @@ def build(args: BuildArgs) -> Application:
 
 
 def assemble(served: ServedRelease, settings: Settings) -> Application:
-    """One encoder deployment, serve.num_searchers searcher deployments, one ingress over them."""
+    """One encoder deployment, serve.num_searchers searcher deployments (none: the ingress searches), one ingress over them."""
     config, release_id = settings.serve, served.manifest.release_id
     limits = {
         "max_ongoing_requests": config.max_ongoing_requests,

@@ -53,5 +53,5 @@ class ServedRelease:
 
 
 def shard_groups(manifest: Manifest, num_searchers: int) -> tuple[tuple[str, ...], ...]:
-    """What each searcher opens; fewer than `num_searchers` where there are fewer shards."""
-    return tuple(group for group in assign_shards(manifest, num_searchers) if group)
+    """What each searcher opens; fewer than `num_searchers` where there are fewer shards. One group where the ingress searches."""
+    return tuple(group for group in assign_shards(manifest, max(num_searchers, 1)) if group)

@@ -173,7 +173,7 @@ def _rgb(image: Image.Image) -> Image.Image:
     transform = _to_srgb(icc_profile, image.mode) if icc_profile and image.mode in ("RGB", "CMYK") else None
     if transform is not None:
         image = transform.apply(image)
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 @lru_cache(maxsize=16)

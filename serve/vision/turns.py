@@ -18,7 +18,8 @@ QUARTERS = (1, 2, 3)
 
 def quarter_turned(pixels: np.ndarray, quarters: int) -> np.ndarray:
     """(H, W, 3) or (W, H, 3): `pixels` after so many quarter turns anticlockwise."""
-    return np.ascontiguousarray(np.rot90(pixels, quarters))
+    whole = pixels.view("V3")[..., 0]  # the three bytes of a pixel at once: half the time
+    return np.ascontiguousarray(np.rot90(whole, quarters))[..., None].view(np.uint8)
 
 
 def turned_back(features: Sequence["CropFeatures"], quarters: int, width: int, height: int) -> list["CropFeatures"]:

@@ -1,13 +1,17 @@
 """The deployments of the application, and that conf/serve.yaml holds no unknown key: Serve skips unknown keys."""
 
+import httpx
 import pytest
 import yaml
 from pydantic import ValidationError
 from ray.serve.schema import ServeDeploySchema
 
 from serve.api.app import BuildArgs, assemble, surge
+from serve.api.ingress import Ingress
 from serve.api.served import ServedRelease
-from tests.api.tiny_release import TinyRelease
+from serve.api.towers import AskEncoder
+from tests.api.live_app import live, until_there
+from tests.api.tiny_release import RELEASE_ID, TinyRelease
 from tests.parts import ROOT
 
 
@@ -34,6 +38,21 @@ def test_one_searcher_deployment_a_shard_group(served: ServedRelease, tiny: Tiny
     total = sum(d.ray_actor_options["num_cpus"] for d in (ingress, encoder._bound_deployment, searchers[0]._bound_deployment))
     assert total <= 1.0, "everything fits beside Serve's own actors on a small machine"
     assert (surge(1), surge(2), surge(8)) == (100, 100, 25)
+
+
+def test_an_ingress_without_searchers_searches_itself(tiny: TinyRelease, encode: AskEncoder) -> None:
+    """The same answer as over searchers, and the recall probe asks it too. The encoder is asked by handle as ever."""
+    serve = tiny.settings.serve.model_copy(update={"num_searchers": 0})
+    settings = tiny.settings.model_copy(update={"serve": serve})
+    served = ServedRelease.resolve(settings, RELEASE_ID)
+    encoder, *_ = assemble(served, settings)._bound_deployment.init_args[2:]
+    assert assemble(served, settings)._bound_deployment.init_args[3] == []
+    ingress = Ingress(served, settings, encoder, [])
+    ingress.host.current.towers.ask = encode
+    with live(ingress.__serve_build_asgi_app__()) as url:
+        until_there(url)
+        found = httpx.post(f"{url}/v1/search", json={"product_id": "p/03", "k": 50}).json()
+    assert len(found["results"]) == 11 and not found["partial"]
 
 
 def test_the_kubernetes_file_is_understood_whole() -> None:
