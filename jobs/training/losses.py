@@ -61,6 +61,8 @@ LOSSES: dict[str, Callable[[int, int], nn.Module]] = {
     "multi_similarity": lambda num, dim: MinedLoss(losses.MultiSimilarityLoss(2, 50, 0.5), miners.MultiSimilarityMiner(0.1)),
     # arXiv:1503.03832: semi-hard triplets, margin 0.2.
     "triplet": lambda num, dim: MinedLoss(losses.TripletMarginLoss(0.2), miners.TripletMarginMiner(0.2, "semihard")),
+    # What mining is held against: eight triplets an anchor, their negatives drawn by chance.
+    "triplet_random": lambda num, dim: losses.TripletMarginLoss(0.2, triplets_per_anchor=8),
     # arXiv:1703.07737: the hardest positive and negative of each anchor.
     "triplet_hard": lambda num, dim: MinedLoss(losses.TripletMarginLoss(0.2), miners.BatchHardMiner()),
     # arXiv:2004.11362: temperature 0.1.

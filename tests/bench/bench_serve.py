@@ -272,7 +272,7 @@ def main() -> None:
     args = parser.parse_args()
     wanted = args.only or PARTS
     figures: dict[str, Any] = {}
-    with opened_shop(args.shop, args.products, serve={"watch_s": 1.0}) as shop:
+    with opened_shop(args.shop, args.products, serve={"watch_s": 1.0, "num_searchers": 0}) as shop:
         with endpoint(shop.conf) as url:
             load(url, shop.mixed, 5, clients=4)  # warm
             if "hash" in wanted:

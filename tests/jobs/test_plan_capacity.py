@@ -13,7 +13,7 @@ from jobs.capacity.hedging import simulate
 from jobs.capacity.model import Machines, Rates, plan_capacity, shard_cost
 from serve.index.plan import plan_index
 from serve.index.records import RECORD_FILES
-from serve.index.spec import IndexConfig
+from serve.index.spec import IndexConfig, IndexKind
 from serve.index.template import train_template
 from tests.bench.index_shard import write_bench_shard
 
@@ -80,5 +80,9 @@ def test_hedging_cuts_the_tail() -> None:
 def test_calibration_needs_lists() -> None:
     with pytest.raises(ValueError, match=r"index\.kind=flat"):
         measure_rates(5_000, 16, IndexConfig(kind="flat"))
-    rates = measure_rates(5_000, 16, IndexConfig())
+
+
+@pytest.mark.parametrize("kind", ["auto", "ivf_rabitq", "ivf_sq8"])  # fast-scan lists of both sorts, plain ones
+def test_lists_of_every_sort_are_calibrated(kind: IndexKind) -> None:
+    rates = measure_rates(5_000, 16, IndexConfig(kind=kind))
     assert rates.train_s > 0 and rates.add_s_per_row > 0 and rates.fixed_ms > 0 and 0 < rates.coarse_frac <= 1
