@@ -40,8 +40,11 @@ def test_one_searcher_deployment_a_shard_group(served: ServedRelease, tiny: Tiny
     assert (surge(1), surge(2), surge(8)) == (100, 100, 25)
 
 
-def test_an_ingress_without_searchers_searches_itself(tiny: TinyRelease, encode: AskEncoder) -> None:
-    """The same answer as over searchers, and the recall probe asks it too. The encoder is asked by handle as ever."""
+def test_an_ingress_without_searchers_searches_itself(
+    tiny: TinyRelease, encode: AskEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All products of all shards, as over searchers. The encoder is asked by handle as ever."""
+    monkeypatch.setattr("serve.api.ingress.write_json_lines", lambda: None)  # the logs of this process are pytest's
     serve = tiny.settings.serve.model_copy(update={"num_searchers": 0})
     settings = tiny.settings.model_copy(update={"serve": serve})
     served = ServedRelease.resolve(settings, RELEASE_ID)

@@ -264,6 +264,7 @@ def test_a_log_line_says_what_and_not_who(guarded: str, tiny: TinyRelease, lines
     headers = {**bearer(KEY), "x-request-id": "id-of-a-request"}
     answer = httpx.post(f"{guarded}/v1/search", files={"image": ("name.jpg", tiny.photo("p/03"))}, headers=headers)
     assert answer.headers["x-request-id"] == "id-of-a-request"
+    wait_until(lambda: any(line.get("request_id") == "id-of-a-request" for line in lines))  # it is written after the answer
     line = next(line for line in lines if line.get("request_id") == "id-of-a-request")
     assert (line["event"], line["method"], line["route"], line["status"]) == ("answered", "POST", "/v1/search", "200")
     assert (line["release"], line["stage"], line["client"]) == (RELEASE_ID, "hash", "page")
