@@ -1,6 +1,6 @@
 """What this machine does: a small index of generated vectors, trained, filled and searched on one core.
 
-Letters: N rows, D width, Q queries, L lists, F candidates.
+Letters: N rows, D width, Q queries, F candidates.
 """
 
 import tempfile

@@ -1,7 +1,7 @@
 """Ingress replicas: HTTP in and out, and the cascade between; the encoder and the searchers are asked by handle.
 
 On one machine the ingress may search by itself (serve.num_searchers 0): asking another process takes 5 of the 34 ms of an answer
-on two cores, and more of them under load.
+on two cores.
 """
 
 from collections.abc import Awaitable, Callable

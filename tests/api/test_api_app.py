@@ -48,9 +48,8 @@ def test_an_ingress_without_searchers_searches_itself(
     serve = tiny.settings.serve.model_copy(update={"num_searchers": 0})
     settings = tiny.settings.model_copy(update={"serve": serve})
     served = ServedRelease.resolve(settings, RELEASE_ID)
-    encoder, *_ = assemble(served, settings)._bound_deployment.init_args[2:]
-    assert assemble(served, settings)._bound_deployment.init_args[3] == []
-    ingress = Ingress(served, settings, encoder, [])
+    ingress = Ingress(*assemble(served, settings)._bound_deployment.init_args)
+    assert len(ingress.searchers) == len(served.shard_groups) == 1
     ingress.host.current.towers.ask = encode
     with live(ingress.__serve_build_asgi_app__()) as url:
         until_there(url)
