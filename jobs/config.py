@@ -324,6 +324,9 @@ class TrainTextConfig(Section):
     learning_rate: float = Field(1e-3, gt=0)
     temperature: float = Field(0.07, gt=0, description="of the contrastive loss; CLIP starts with 0.07 (arXiv:2103.00020)")
     drop_frac: float = Field(0.1, ge=0, lt=1, description="share of a text's words that are left out")
+    fusion_weight: float = Field(
+        0.0, ge=0, description="of the loss of products made of photo and words by attention, which are measured, not shipped"
+    )
 
 
 class TrainEncoderConfig(Section):

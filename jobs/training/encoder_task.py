@@ -6,7 +6,6 @@ Letters: N crops, T side of a tile, S side of the input, D embedding dimensions,
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +18,18 @@ from jobs.config import JobError, TrainEncoderConfig
 from jobs.training.adaptation import build_adaptation
 from jobs.training.augmentation import crop_augmented, framed, padded
 from jobs.training.crops import SHOP, USER, CropSet, TrainingSet
+from jobs.training.encoder_figures import Seen, category_figures, photo_figures, text_figures
 from jobs.training.losses import AttributeLoss, build_loss, new_product_offsets
 from jobs.training.query_generator import QueryGenerator
 from jobs.training.samplers import PhotoSampler, ProductSampler
 from jobs.training.texts import TextTask
+from jobs.training.word_fusion import WordFusion
 from serve.vision.backbones import EmbeddingNet, layers_of, load_exactly, read_tensors
 from serve.vision.encoder import embedding_keys
 from serve.vision.spec import BundleError, EncoderConfig, Preprocess, TextConfig
 
 EVALUATE_BATCH = 64
 OUTSET_CROPS = 1024  # photos that the first projection and proxies are made of
-FUSION_WEIGHTS = tuple(round(0.1 * step, 1) for step in range(11))  # of the text, tried for queries of photo and text
 
 
 @dataclass(frozen=True)
@@ -86,6 +86,8 @@ class EncoderTask:
         if text is not None:
             texts = [product.texts for product in products]
             parts["text"] = TextTask(texts, text.spec, text.tokenizer, config.text, net.dim)
+            if config.text.fusion_weight:
+                parts["fusion"] = WordFusion(net.dim, text.spec.width, config.text.temperature)
         self.network = nn.ModuleDict(parts)
         begun = {key: value for key, value in net.state_dict().items() if key.startswith(("backbone.", "projection."))}
         self.start = {key: value.clone() for key, value in begun.items()} if config.start_frac else {}
@@ -117,16 +119,23 @@ class EncoderTask:
         assert part is None or isinstance(part, TextTask)
         return part
 
+    @property
+    def fusion(self) -> WordFusion | None:
+        part = dict(self.network.named_children()).get("fusion")
+        assert part is None or isinstance(part, WordFusion)
+        return part
+
     def groups(self, learning_rate: float) -> list[dict[str, Any]]:
         """The network at `learning_rate`; the loss's proxies and the text encoder at their own."""
-        apart = [*self.network["loss"].parameters(), *(self.text.parameters() if self.text is not None else ())]
+        worded = [parameter for part in (self.text, self.fusion) if part is not None for parameter in part.parameters()]
+        apart = [*self.network["loss"].parameters(), *worded]
         known = {id(parameter) for parameter in apart}
         trunk = [p for p in self.network.parameters() if p.requires_grad and id(p) not in known]
         groups: list[dict[str, Any]] = [{"params": trunk, "lr": learning_rate}]
         if proxies := list(self.network["loss"].parameters()):
             groups.append({"params": proxies, "lr": self.config.loss_learning_rate, "weight_decay": 0.0})
-        if self.text is not None:
-            groups.append({"params": list(self.text.parameters()), "lr": self.config.text.learning_rate})
+        if worded:
+            groups.append({"params": worded, "lr": self.config.text.learning_rate})
         return groups
 
     def losses(self, epoch: int, device: torch.device) -> Iterator[Tensor]:
@@ -176,67 +185,16 @@ class EncoderTask:
             loss = loss + config.adaptation_weight * self.network["adaptation"](unit_ND, torch.from_numpy(domains_N).to(device))
         if self.text is not None:
             loss = loss + config.text.weight * self.text.loss(unit_ND, products_N, rng)
+            if self.fusion is not None:
+                loss = loss + config.text.fusion_weight * self.fusion.loss(unit_ND, products_N, by_users_N, self.text, rng)
         return loss
 
     def figures(self, device: torch.device) -> dict[str, float]:
-        """Recall of the true product for held-out user crops against the held-out catalog crops; of texts, where there are.
-
-        A query's score for a product is its best cosine over the product's catalog crops, as in an index that holds crop 0 and
-        the detected crop of each photo.
-        """
+        """What `encoder_figures` says of the held-out crops."""
         unit_ND, logits_NC = self.embed(self.held_out, device)
-        products_N = torch.from_numpy(self.held_out.products_N)
-        users_N = torch.from_numpy(self.held_out.domains_N == USER)
-        best_QP = self.by_product(unit_ND[users_N], unit_ND[~users_N], products_N[~users_N])
-        true_Q = products_N[users_N]
-        rank_Q = ranks(best_QP, true_Q)
-        figures = {f"recall_at_{k}": share(rank_Q < k) for k in (1, 5, 10)}
-        unseen_Q = torch.from_numpy(self.unseen_Q)
-        if bool(unseen_Q.any()) and not bool(unseen_Q.all()):
-            figures |= {f"unseen_recall_at_{k}": share(rank_Q[unseen_Q] < k) for k in (1, 5)}
-        rows = {label: row for row, label in enumerate(self.labels)}
-        categories = torch.tensor([rows.get(product.category or "", -1) for product in self.held_out.products])
-        known_Q = categories[true_Q] >= 0
-        if logits_NC is not None and bool(known_Q.any()):
-            right_Q = logits_NC[users_N].argmax(1) == categories[true_Q]
-            figures["category_accuracy"] = share(right_Q[known_Q])
-        if self.text is not None:
-            by_product = partial(self.by_product, catalog_ND=unit_ND[~users_N], shown_N=products_N[~users_N])
-            figures |= self.text_figures(self.text, true_Q, best_QP, by_product, device)
-        return figures | {"num_queries": float(len(true_Q))}
-
-    def text_figures(
-        self, text: TextTask, true_Q: Tensor, by_photo_QP: Tensor, by_product: Callable[[Tensor], Tensor], device: torch.device
-    ) -> dict[str, float]:
-        """Each held-out product's last text (its description) against the catalog's photos; and photo and title together."""
-        told = [row for row, product in enumerate(self.held_out.products) if any(t.strip() for t in product.texts)]
-        if not told:
-            return {}
-        texts = [[t for t in self.held_out.products[row].texts if t.strip()] for row in told]
-        described_PD = text.embed([of_product[-1] for of_product in texts], device)
-        by_text_PP = by_product(described_PD)
-        figures = {f"text_recall_at_{k}": share(ranks(by_text_PP, torch.tensor(told)) < k) for k in (1, 10)}
-        titled_PD = torch.zeros(len(self.held_out.products), described_PD.shape[1])
-        titled_PD[told] = text.embed([of_product[0] for of_product in texts], device)
-        asked_Q = torch.isin(true_Q, torch.tensor(told))
-        by_title_QP = by_product(titled_PD[true_Q[asked_Q]])
-        recall = {
-            weight: share(ranks((1 - weight) * by_photo_QP[asked_Q] + weight * by_title_QP, true_Q[asked_Q]) < 1)
-            for weight in FUSION_WEIGHTS
-        }
-        best = max(recall, key=lambda weight: (recall[weight], -abs(weight - 0.5)))
-        return figures | {
-            "photo_only_recall_at_1": recall[0.0],
-            "title_only_recall_at_1": recall[1.0],
-            "photo_and_title_recall_at_1": recall[best],
-            "text_query_weight": best,
-        }
-
-    def by_product(self, query_QD: Tensor, catalog_ND: Tensor, shown_N: Tensor) -> Tensor:
-        """(Q, P) best cosine over each held-out product's catalog crops; -inf for a product without any."""
-        scores_QN = query_QD @ catalog_ND.T
-        best_QP = torch.full((len(query_QD), len(self.held_out.products)), -torch.inf)
-        return best_QP.scatter_reduce(1, shown_N.expand(len(query_QD), -1), scores_QN, "amax")
+        seen = Seen(self.held_out, unit_ND)
+        figures = photo_figures(seen, self.unseen_Q) | category_figures(seen, logits_NC, self.labels)
+        return figures | (text_figures(seen, self.text, self.fusion, device) if self.text is not None else {})
 
     def embed(self, crops: CropSet, device: torch.device) -> tuple[Tensor, Tensor | None]:
         """Unit embeddings (N, D) and category logits (N, C) of all crops, as the bundle sees them, on the CPU."""
@@ -369,13 +327,3 @@ def normalized(images_N3SS: Tensor, preprocess: Preprocess) -> Tensor:
     """Images in 0..1 as the encoder's Preprocess gives them to the network."""
     mean, std = (torch.tensor(values, device=images_N3SS.device).view(3, 1, 1) for values in (preprocess.mean, preprocess.std))
     return ((images_N3SS - mean) / std).contiguous(memory_format=torch.channels_last)
-
-
-def ranks(best_QP: Tensor, true_Q: Tensor) -> Tensor:
-    """(Q,) how many products come before the true one."""
-    return (best_QP > best_QP.gather(1, true_Q[:, None])).sum(1)
-
-
-def share(right_Q: Tensor) -> float:
-    """Share of true values."""
-    return float(right_Q.float().mean())

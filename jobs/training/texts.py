@@ -68,7 +68,7 @@ class TextTask(nn.Module):
         if not told:
             return image_ND.sum() * 0
         words = [self.shortened(self.texts[product], rng) for product in told]
-        text_UD = self.net(torch.from_numpy(self.tokenize(words)).to(image_ND.device))[0]
+        text_UD = self.net(self.tokens(words, image_ND.device))[0]
         told_U = torch.tensor(told, device=image_ND.device)
         same_NU = (products_N.to(image_ND.device)[:, None] == told_U).float()
         same_NU, image_ND = same_NU[same_NU.any(1)], image_ND[same_NU.any(1)]
@@ -85,7 +85,11 @@ class TextTask(nn.Module):
         kept = [word for word in words if rng.random() >= self.config.drop_frac]
         return " ".join(kept or words)
 
+    def tokens(self, texts: Sequence[str], device: torch.device) -> Tensor:
+        """(N, T) token ids, as `net` takes them."""
+        return torch.from_numpy(self.tokenize(texts)).to(device)
+
     @torch.inference_mode()
     def embed(self, texts: Sequence[str], device: torch.device) -> Tensor:
         """(N, D) unit embeddings on the CPU."""
-        return functional.normalize(self.net(torch.from_numpy(self.tokenize(texts)).to(device))[0].cpu())
+        return functional.normalize(self.net(self.tokens(texts, device))[0].cpu())

@@ -26,14 +26,19 @@ class TextNet(nn.Module):
 
     def forward(self, ids_NT: Tensor) -> tuple[Tensor]:
         """(N, T) token ids, PAD_ID behind a text's end, as float32 (exact below 2**24) -> (N, D) unit embeddings."""
+        x_NTW, told_NT = self.words(ids_NT)
+        weights_NT1 = told_NT[..., None].to(x_NTW.dtype)
+        mean_NW = (x_NTW * weights_NT1).sum(1) / weights_NT1.sum(1).clamp(min=1)
+        return (functional.normalize(self.projection(mean_NW).float()),)
+
+    def words(self, ids_NT: Tensor) -> tuple[Tensor, Tensor]:
+        """(N, T, W): each token as its text makes it; and (N, T) whether there is one."""
         ids_NT = ids_NT.long()
         told_NT = ids_NT != PAD_ID
         x_NTW = self.tokens(ids_NT) + self.places[: ids_NT.shape[1]]
         for block in self.blocks:
             x_NTW = block(x_NTW, told_NT)
-        weights_NT1 = told_NT[..., None].to(x_NTW.dtype)
-        mean_NW = (self.norm(x_NTW) * weights_NT1).sum(1) / weights_NT1.sum(1).clamp(min=1)
-        return (functional.normalize(self.projection(mean_NW).float()),)
+        return self.norm(x_NTW), told_NT
 
 
 class Block(nn.Module):

@@ -105,6 +105,8 @@ def test_text_is_learned_beside_photos_and_opens_in_the_bundle(tiny_split: Split
     figures = task.figures(CPU)
     assert figures["text_recall_at_10"] == 1.0, "8 products: all are among the first ten"
     assert figures["photo_and_title_recall_at_1"] >= max(figures["photo_only_recall_at_1"], figures["title_only_recall_at_1"])
+    assert figures["concatenated_recall_at_1"] >= figures["photo_only_recall_at_1"], "the weight 0 is among those tried"
+    assert "attended_recall_at_1" not in figures, "nobody asked for it"
 
     folder = tmp_path / "bundle"
     seen = {"kind": "torchvision", "arch": "mobilenet_v3_small", "embedding_dim": 32, "labels": task.labels,
