@@ -361,6 +361,9 @@ class TrainEncoderConfig(Section):
         description="draws catalog and user photos together: domain critic (arXiv:1505.07818) or MMD (arXiv:1502.02791)",
     )
     adaptation_weight: float = Field(0.1, ge=0)
+    catalog_pull: float = Field(
+        0.0, ge=0, description="weight of drawing catalog photos, as they are, to the mean query of their product; 0 = not done"
+    )
     generated_query_frac: float = Field(
         0.0, ge=0, le=1, description="share of catalog photos that are cut out and put on busy ground, as a user would see them"
     )

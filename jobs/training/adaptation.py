@@ -1,6 +1,6 @@
-"""Losses that make the vectors of catalog and user photos look alike, whatever they show.
+"""Losses that make the vectors of catalog and user photos look alike: whatever they show, or product by product.
 
-Letters: N crops, D embedding dimensions.
+Letters: N crops, P products, D embedding dimensions.
 """
 
 from typing import Any
@@ -12,6 +12,7 @@ from torch.nn import functional
 from jobs.training.crops import USER
 
 HIDDEN = 64  # of the domain critic
+MEMORY = 0.9  # of a product's mean query, for each batch that shows it
 BANDWIDTHS = (0.25, 0.5, 1.0, 2.0, 4.0)  # of the kernels, in mean squared distances: arXiv:1502.02791 takes such a range
 
 
@@ -59,3 +60,31 @@ class MomentDistance(nn.Module):
         kernel = torch.stack([torch.exp(-squared / (scale * width)) for width in BANDWIDTHS]).mean(0)
         num = len(user)
         return kernel[:num, :num].mean() + kernel[num:, num:].mean() - 2 * kernel[:num, num:].mean()
+
+
+class CatalogPull(nn.Module):
+    """Draws catalog photos, as the index will see them, to the mean of what shows their product as users do.
+
+    A metric loss sees photos turned, cut and hidden; what is found later is the one vector of the photo as it is.
+    """
+
+    means_PD: Tensor
+
+    def __init__(self, num_products: int, dim: int) -> None:
+        super().__init__()
+        self.register_buffer("means_PD", torch.zeros(num_products, dim))  # running; zeros: not seen yet
+
+    @torch.no_grad()
+    def update(self, queries_ND: Tensor, products_N: Tensor) -> None:
+        """Unit vectors of users' photos, or of what is generated like them."""
+        counts_P = torch.bincount(products_N, minlength=len(self.means_PD))
+        sums_PD = torch.zeros_like(self.means_PD).index_add(0, products_N, queries_ND)
+        seen_P, new_P = counts_P > 0, (self.means_PD == 0).all(1)
+        memory_P1 = torch.where(new_P, 0.0, MEMORY)[seen_P, None]
+        self.means_PD[seen_P] = memory_P1 * self.means_PD[seen_P] + (1 - memory_P1) * sums_PD[seen_P] / counts_P[seen_P, None]
+
+    def forward(self, photos_ND: Tensor, products_N: Tensor) -> Tensor:
+        """1 - cosine of each photo with its product's mean, averaged; products without one do not count."""
+        cosines_N = (photos_ND * functional.normalize(self.means_PD[products_N])).sum(1)
+        known_N = (self.means_PD[products_N] != 0).any(1)
+        return ((1 - cosines_N) * known_N).sum() / known_N.sum().clamp(min=1)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from jobs.config import JobError, TrainEncoderConfig
-from jobs.training.adaptation import build_adaptation
+from jobs.training.adaptation import CatalogPull, build_adaptation
 from jobs.training.augmentation import crop_augmented, framed, padded
 from jobs.training.crops import SHOP, USER, CropSet, TrainingSet
 from jobs.training.encoder_figures import Seen, category_figures, photo_figures, text_figures
@@ -29,6 +29,7 @@ from serve.vision.encoder import embedding_keys
 from serve.vision.spec import BundleError, EncoderConfig, Preprocess, TextConfig
 
 EVALUATE_BATCH = 64
+PULLED = 8  # catalog photos beside each batch, for CatalogPull
 OUTSET_CROPS = 1024  # photos that the first projection and proxies are made of
 
 
@@ -83,6 +84,13 @@ class EncoderTask:
             parts["attributes"] = AttributeLoss([product.attributes for product in products], net.dim)
         if (adaptation := build_adaptation(config.adaptation, net.dim)) is not None:
             parts["adaptation"] = adaptation
+        if config.catalog_pull:
+            if not len(shown) and not config.generated_query_frac:
+                raise JobError(
+                    f"train_encoder.catalog_pull={config.catalog_pull:g}: no photos by users to draw catalog photos to; "
+                    "name training.user_photos, set train_encoder.generated_query_frac, or set it to 0"
+                )
+            parts["pull"] = CatalogPull(len(products), net.dim)
         if text is not None:
             texts = [product.texts for product in products]
             parts["text"] = TextTask(texts, text.spec, text.tokenizer, config.text, net.dim)
@@ -165,9 +173,7 @@ class EncoderTask:
                 boxes_N4[place] = torch.from_numpy(box).to(device)
         images = crop_augmented(tiles_N3TT, padded(boxes_N4), size_px, fit_of(config.preprocess), config.augment, torch_rng)
         products_N = torch.from_numpy(self.crops.products_N[rows])
-        with half_where_quicker(self.network["net"], device):
-            unit_ND, logits_NC = self.network["net"](normalized(images, config.preprocess))
-        unit_ND = unit_ND.float()
+        unit_ND, logits_NC = seen_by(self.network["net"], images, config.preprocess, device)
         by_users_N = torch.from_numpy(self.crops.domains_N[rows] == USER).to(device)  # generated queries are not
         offsets: tuple[Tensor, ...] = ()
         if config.spare_new_products:
@@ -175,18 +181,35 @@ class EncoderTask:
         loss: Tensor = self.network["loss"](unit_ND, products_N.to(device), *offsets)
         categories_N = self.categories[products_N].to(device)
         if logits_NC is not None and config.category_weight and (categories_N >= 0).any():
-            logits_NC = logits_NC.float()
             if config.spare_new_products:
                 logits_NC = logits_NC + new_product_offsets(by_users_N, self.new_C.to(device), 0)
             loss = loss + config.category_weight * functional.cross_entropy(logits_NC, categories_N, ignore_index=-1)
         if "attributes" in self.network:
             loss = loss + config.attribute_weight * self.network["attributes"](unit_ND, products_N)
+        if "pull" in self.network:
+            loss = loss + config.catalog_pull * self.pulled(unit_ND, products_N, domains_N, size_px, rng)
         if "adaptation" in self.network:
             loss = loss + config.adaptation_weight * self.network["adaptation"](unit_ND, torch.from_numpy(domains_N).to(device))
         if self.text is not None:
             loss = loss + config.text.weight * self.text.loss(unit_ND, products_N, rng)
             if self.fusion is not None:
                 loss = loss + config.text.fusion_weight * self.fusion.loss(unit_ND, products_N, by_users_N, self.text, rng)
+        return loss
+
+    def pulled(
+        self, unit_ND: Tensor, products_N: Tensor, domains_N: np.ndarray, size_px: int, rng: np.random.Generator
+    ) -> Tensor:
+        """The CatalogPull of some catalog photos as they are; the batch's queries are remembered first."""
+        pull, device = self.network["pull"], unit_ND.device
+        assert isinstance(pull, CatalogPull)
+        queries_N = torch.from_numpy(domains_N == USER)
+        pull.update(unit_ND.detach()[queries_N.to(device)], products_N[queries_N].to(device))
+        catalog = np.flatnonzero(self.crops.domains_N != USER)
+        rows = rng.choice(catalog, min(PULLED, len(catalog)), replace=False)
+        tiles_N3TT, boxes_N4 = tensors(self.crops, rows, device)
+        images = framed(tiles_N3TT, padded(boxes_N4), size_px, fit_of(self.config.preprocess))
+        photos_ND, _ = seen_by(self.network["net"], images, self.config.preprocess, device)
+        loss: Tensor = pull(photos_ND, torch.from_numpy(self.crops.products_N[rows]).to(device))
         return loss
 
     def figures(self, device: torch.device) -> dict[str, float]:
@@ -210,11 +233,17 @@ def embedded(
     for rows in np.array_split(rows_N, -(-len(rows_N) // EVALUATE_BATCH)):
         tiles_N3TT, boxes_N4 = tensors(crops, rows, device)
         images = framed(tiles_N3TT, padded(boxes_N4), config.preprocess.size_px, fit_of(config.preprocess))
-        with half_where_quicker(net, device):
-            unit_ND, logits_NC = net(normalized(images, config.preprocess))
-        units.append(unit_ND.float().cpu())
-        logits += [] if logits_NC is None else [logits_NC.float().cpu()]
+        unit_ND, logits_NC = seen_by(net, images, config.preprocess, device)
+        units.append(unit_ND.cpu())
+        logits += [] if logits_NC is None else [logits_NC.cpu()]
     return torch.cat(units), torch.cat(logits) if logits else None
+
+
+def seen_by(net: nn.Module, images_N3SS: Tensor, preprocess: Preprocess, device: torch.device) -> tuple[Tensor, Tensor | None]:
+    """Unit embeddings (N, D) and category logits (N, C) or None of images in 0..1, float32."""
+    with half_where_quicker(net, device):
+        unit_ND, logits_NC = net(normalized(images_N3SS, preprocess))
+    return unit_ND.float(), None if logits_NC is None else logits_NC.float()
 
 
 def labels_of(crops: CropSet) -> tuple[str, ...]:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from jobs.training.adaptation import DomainCritic, build_adaptation
+from jobs.training.adaptation import MEMORY, CatalogPull, DomainCritic, build_adaptation
 from jobs.training.crops import SHOP, USER
 
 DOMAINS = torch.tensor([SHOP] * 32 + [USER] * 32)
@@ -52,3 +52,20 @@ def test_a_batch_of_one_domain_says_nothing(domain: int) -> None:
     assert loss_of is not None
     assert float(loss_of(torch.randn(4, 8), torch.full((4,), domain))) == 0
     assert build_adaptation("none", 8) is None
+
+
+def test_catalog_photos_are_drawn_to_the_running_mean_of_their_products_queries() -> None:
+    pull = CatalogPull(3, 2)
+    photos = functional.normalize(torch.tensor([[1.0, 0.2], [0.3, 1.0], [1.0, 1.0]])).requires_grad_()
+    assert float(pull(photos, torch.tensor([0, 1, 2])).detach()) == 0, "no query is known yet"
+    pull.update(torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 1.0]]), torch.tensor([0, 0, 1]))
+    torch.testing.assert_close(pull.means_PD, torch.tensor([[0.5, 0.5], [0.0, 1.0], [0.0, 0.0]]))
+    pull.update(torch.tensor([[1.0, 0.0]]), torch.tensor([1]))
+    torch.testing.assert_close(pull.means_PD[1], torch.tensor([1 - MEMORY, MEMORY]))
+    torch.testing.assert_close(pull.means_PD[0], torch.tensor([0.5, 0.5]))  # it was not in that batch
+    loss = pull(photos, torch.tensor([0, 1, 2]))
+    wanted = functional.normalize(pull.means_PD[:2])
+    assert float(loss.detach()) == pytest.approx(float(1 - (photos[:2] * wanted).sum(1).mean().detach()), abs=1e-6)
+    loss.backward()
+    assert photos.grad is not None and (photos.grad[2] == 0).all(), "product 2 has no query"
+    assert ((-photos.grad[:2]) * wanted).sum(1).gt(0).all(), "a step down leads towards the mean"

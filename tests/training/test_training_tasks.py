@@ -1,6 +1,7 @@
 """Both networks learn a tiny set in a few steps, and what they leave behind opens as a bundle."""
 
 import json
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -78,8 +79,8 @@ def test_detector_loss_falls(tiny_split: Split, tiny_photos: Path, arch: str) ->
 @pytest.mark.parametrize(
     "settings",
     [
-        {"loss": "cosface", "sampler": "photos", "batch_images": 2, "generated_query_frac": 0.5},
-        {"loss": "triplet_hard", "adaptation": "adversarial", "spatial_transformer": True},
+        {"loss": "cosface", "sampler": "photos", "batch_images": 2, "generated_query_frac": 0.5, "catalog_pull": 4.0},
+        {"loss": "triplet_hard", "adaptation": "adversarial", "spatial_transformer": True, "catalog_pull": 1.0},
         {"loss": "multi_similarity", "adaptation": "moments", "preprocess": {"size_px": 48, "resize": "squash"}},
     ],
 )
@@ -152,6 +153,10 @@ def test_a_catalog_without_texts_or_with_other_weights_says_what_to_do(
         encoder_task(tiny_split, tiny_photos, start=other)
     with pytest.raises(JobError, match=r"batch_products=40: the training set has 8 products.*set smaller"):
         encoder_task(tiny_split, tiny_photos, batch_products=40)
+    photos = load_training(tiny_split, tiny_split, tiny_photos)
+    catalog = replace(photos, learn=photos.learn.part(np.flatnonzero(photos.learn.domains_N != USER)))
+    with pytest.raises(JobError, match=r"catalog_pull=4: no photos by users.*set train_encoder\.generated_query_frac"):
+        EncoderTask(TrainEncoderConfig(catalog_pull=4, batch_products=4), lambda: catalog)
 
 
 def test_training_goes_on_from_its_own_weights_and_from_a_plain_backbone(
