@@ -328,6 +328,12 @@ class TrainTextConfig(Section):
         0.0, ge=0, description="of the loss of products made of photo and words by attention, which are measured, not shipped"
     )
 
+    @model_validator(mode="after")
+    def _fuses_words_that_there_are(self) -> Self:
+        if self.fusion_weight and not self.weight:
+            raise ValueError(f"fusion_weight={self.fusion_weight:g} needs a text encoder: set weight, or 0 here")
+        return self
+
 
 class TrainEncoderConfig(Section):
     """Metric learning."""
@@ -389,6 +395,14 @@ class TrainEncoderConfig(Section):
     folder: Path = Path("store/training/encoder")
     bundle: Path = Field(Path("store/training/bundle"), description="folder whose encoder the finished training replaces")
     bundle_name: str = Field("generated-v1", min_length=1)
+
+    @model_validator(mode="after")
+    def _width_of_whole_heads(self) -> Self:
+        if self.text.fusion_weight and self.embedding_dim % self.text.heads:
+            raise ValueError(
+                f"embedding_dim={self.embedding_dim}: text.fusion_weight needs a multiple of heads={self.text.heads}"
+            )
+        return self
 
 
 class SceneAugmentConfig(Section):

@@ -95,7 +95,7 @@ class EncoderTask:
             texts = [product.texts for product in products]
             parts["text"] = TextTask(texts, text.spec, text.tokenizer, config.text, net.dim)
             if config.text.fusion_weight:
-                parts["fusion"] = WordFusion(net.dim, text.spec.width, config.text.temperature)
+                parts["fusion"] = WordFusion(net.dim, text.spec.width, config.text.heads, config.text.temperature)
         self.network = nn.ModuleDict(parts)
         begun = {key: value for key, value in net.state_dict().items() if key.startswith(("backbone.", "projection."))}
         self.start = {key: value.clone() for key, value in begun.items()} if config.start_frac else {}

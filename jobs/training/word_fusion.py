@@ -11,7 +11,6 @@ from torch.nn import functional
 
 from jobs.training.texts import TextTask
 
-HEADS = 4
 HIDDEN_FACTOR = 2
 UNTOLD = -1e4  # added to the score of a token that is none; finite: a product without texts gives no NaN
 
@@ -19,10 +18,10 @@ UNTOLD = -1e4  # added to the score of a token that is none; finite: a product w
 class WordFusion(nn.Module):
     """The photo's vector looks at the words and is moved by what they say; at first it stays where it is."""
 
-    def __init__(self, dim: int, width: int, temperature: float) -> None:
-        """`dim`: D, a multiple of HEADS; `width`: W; `temperature`: of the contrastive loss."""
+    def __init__(self, dim: int, width: int, heads: int, temperature: float) -> None:
+        """`dim`: D, a multiple of `heads`; `width`: W; `temperature`: of the contrastive loss."""
         super().__init__()
-        self.temperature = temperature
+        self.heads, self.temperature = heads, temperature
         self.query, self.key, self.value = nn.Linear(dim, dim), nn.Linear(width, dim), nn.Linear(width, dim)
         self.hidden = nn.Sequential(nn.Linear(2 * dim, HIDDEN_FACTOR * dim), nn.GELU(), nn.Linear(HIDDEN_FACTOR * dim, dim))
         last = self.hidden[-1]
@@ -34,9 +33,9 @@ class WordFusion(nn.Module):
         """(U, D) unit vectors of products; of those without a word, their photo's."""
         num, dim = photo_UD.shape
         scaled_UD = photo_UD * dim**0.5  # numbers of size 1, as layers are made for
-        query_UH1D = self.query(scaled_UD).view(num, 1, HEADS, -1).transpose(1, 2)
+        query_UH1D = self.query(scaled_UD).view(num, 1, self.heads, -1).transpose(1, 2)
         key_UHTD, value_UHTD = (
-            part(words_UTW).view(num, -1, HEADS, dim // HEADS).transpose(1, 2) for part in (self.key, self.value)
+            part(words_UTW).view(num, -1, self.heads, dim // self.heads).transpose(1, 2) for part in (self.key, self.value)
         )
         mask_U11T = torch.where(told_UT, 0.0, UNTOLD)[:, None, None]
         said_UD = functional.scaled_dot_product_attention(query_UH1D, key_UHTD, value_UHTD, attn_mask=mask_U11T).reshape(num, dim)

@@ -7,11 +7,12 @@ import pytest
 import torch
 from torch.nn import functional
 
-from jobs.config import TrainTextConfig
+from jobs.config import TrainEncoderConfig, TrainTextConfig
 from jobs.training.texts import TextTask, train_tokenizer
 from jobs.training.word_fusion import WordFusion
 
-DIM, COLOURS = 16, ("red", "blue", "green", "grey", "black", "white", "brown", "pink")
+DIM, HEADS = 16, 4
+COLOURS = ("red", "blue", "green", "grey", "black", "white", "brown", "pink")
 
 
 @pytest.fixture
@@ -25,7 +26,7 @@ def text(tmp_path: Path) -> TextTask:
 
 
 def test_it_begins_as_the_photo_and_a_product_without_words_stays_it(text: TextTask) -> None:
-    fusion = WordFusion(DIM, 32, 0.07)
+    fusion = WordFusion(DIM, 32, HEADS, 0.07)
     photo = functional.normalize(torch.randn(2, DIM))
     told = fusion.fused(photo, ["a red hat", ""], text, torch.device("cpu"))
     torch.testing.assert_close(told, photo)
@@ -44,7 +45,7 @@ def test_words_that_tell_alike_photos_apart_are_learned_and_the_encoder_is_left_
     own_PD = functional.normalize(torch.randn(num, DIM, generator=torch.Generator().manual_seed(1)))
     unit_ND = torch.cat([alike_PD, own_PD]).requires_grad_()
     products_N, by_users_N = torch.arange(num).repeat(2), torch.arange(2 * num) >= num
-    fusion = WordFusion(DIM, 32, 0.07)
+    fusion = WordFusion(DIM, 32, HEADS, 0.07)
     optimizer = torch.optim.Adam(fusion.parameters(), 3e-3)
     losses = []
     for _ in range(80):
@@ -61,8 +62,15 @@ def test_words_that_tell_alike_photos_apart_are_learned_and_the_encoder_is_left_
 
 def test_a_batch_without_a_pair_of_user_and_catalog_photo_teaches_nothing(text: TextTask) -> None:
     unit_ND = functional.normalize(torch.randn(2, DIM)).requires_grad_()
-    loss = WordFusion(DIM, 32, 0.07).loss(
+    loss = WordFusion(DIM, 32, HEADS, 0.07).loss(
         unit_ND, torch.tensor([0, 1]), torch.tensor([True, False]), text, np.random.default_rng(0)
     )
     loss.backward()
     assert float(loss.detach()) == 0
+
+
+def test_settings_that_cannot_be_fused_say_so() -> None:
+    with pytest.raises(ValueError, match="needs a text encoder: set weight"):
+        TrainTextConfig(fusion_weight=1.0)
+    with pytest.raises(ValueError, match=r"embedding_dim=30: text\.fusion_weight needs a multiple of heads=4"):
+        TrainEncoderConfig(embedding_dim=30, text=TrainTextConfig(weight=1.0, fusion_weight=1.0))
