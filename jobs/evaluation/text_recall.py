@@ -9,6 +9,7 @@ import numpy as np
 
 from jobs.evaluation.photo_recall import SeenPhotos
 from jobs.evaluation.queries import Query
+from jobs.evaluation.scores import concatenated_scores, recall
 from jobs.evaluation.shelf import Shelf
 from serve.vision.bundle import Bundle
 from serve.vision.fusion import fuse_query
@@ -65,20 +66,3 @@ def text_vectors(bundle: Bundle, told: dict[int, tuple[str, ...]], num_products:
     vectors_PD = np.zeros((num_products, bundle.dim), np.float32)
     vectors_PD[list(told)] = bundle.encode_texts([texts[place] for texts in told.values()])
     return vectors_PD
-
-
-def concatenated_scores(photo_AP: np.ndarray, photos_AD: np.ndarray, texts_PD: np.ndarray, weight: float) -> np.ndarray:
-    """(A, P) cosines of photos with products whose vector is photo and description side by side.
-
-    With the parts scaled by the roots of 1 - `weight` and `weight`, and the query's vector twice, this is the weighted sum of
-    both cosines. A product without a text is its photo alone.
-    """
-    has_text_P = np.abs(texts_PD).sum(axis=1) > 0
-    mixed: np.ndarray = np.where(has_text_P, (1 - weight) * photo_AP + weight * photos_AD @ texts_PD.T, photo_AP)
-    return mixed
-
-
-def recall(scores_AP: np.ndarray, true_A: np.ndarray, k: int) -> float:
-    """Share of rows whose true product has fewer than `k` better ones."""
-    true_A1 = np.take_along_axis(scores_AP, true_A[:, None], axis=1)
-    return float(np.mean((scores_AP > true_A1).sum(axis=1) < k))

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from jobs.evaluation.scores import concatenated_scores, recall
 from jobs.training.crops import USER, CropSet
 from jobs.training.texts import TextTask
 from jobs.training.word_fusion import WordFusion
@@ -43,20 +44,20 @@ class Seen:
     def photo_QD(self) -> Tensor:
         return self.unit_ND[self.users_N]
 
-    def by_product(self, query_QD: Tensor, catalog_ND: Tensor | None = None) -> Tensor:
+    def by_product(self, query_QD: Tensor, catalog_ND: Tensor | None = None) -> np.ndarray:
         """(Q, P) best cosine over each product's catalog crops (`catalog_ND` instead of their own vectors); -inf where none."""
         scores_QN = query_QD @ (self.unit_ND[~self.users_N] if catalog_ND is None else catalog_ND).T
         best_QP = torch.full((len(query_QD), len(self.crops.products)), -torch.inf)
-        return best_QP.scatter_reduce(1, self.products_N[~self.users_N].expand(len(query_QD), -1), scores_QN, "amax")
+        of_crop_QN = self.products_N[~self.users_N].expand(len(query_QD), -1)
+        return best_QP.scatter_reduce(1, of_crop_QN, scores_QN, "amax").numpy()
 
 
 def photo_figures(seen: Seen, unseen_Q: np.ndarray) -> dict[str, float]:
     """Recall of each query's product; apart for queries of products that training never saw (`unseen_Q`)."""
-    rank_Q = ranks(seen.by_product(seen.photo_QD), seen.true_Q)
-    figures = {f"recall_at_{k}": share(rank_Q < k) for k in (1, 5, 10)} | {"num_queries": float(len(rank_Q))}
-    unseen = torch.from_numpy(unseen_Q)
-    if bool(unseen.any()) and not bool(unseen.all()):
-        figures |= {f"unseen_recall_at_{k}": share(rank_Q[unseen] < k) for k in (1, 5)}
+    scores_QP, true_Q = seen.by_product(seen.photo_QD), seen.true_Q.numpy()
+    figures = {f"recall_at_{k}": recall(scores_QP, true_Q, k) for k in (1, 5, 10)} | {"num_queries": float(len(true_Q))}
+    if unseen_Q.any() and not unseen_Q.all():
+        figures |= {f"unseen_recall_at_{k}": recall(scores_QP[unseen_Q], true_Q[unseen_Q], k) for k in (1, 5)}
     return figures
 
 
@@ -67,7 +68,7 @@ def category_figures(seen: Seen, logits_NC: Tensor | None, labels: Sequence[str]
     known_Q = true_Q >= 0
     if logits_NC is None or not bool(known_Q.any()):
         return {}
-    return {"category_accuracy": share((logits_NC[seen.users_N].argmax(1) == true_Q)[known_Q])}
+    return {"category_accuracy": float((logits_NC[seen.users_N].argmax(1) == true_Q)[known_Q].float().mean())}
 
 
 def text_figures(seen: Seen, text: TextTask, fusion: WordFusion | None, device: torch.device) -> dict[str, float]:
@@ -79,42 +80,26 @@ def text_figures(seen: Seen, text: TextTask, fusion: WordFusion | None, device: 
     told = torch.tensor([row for row, of_product in enumerate(texts) if of_product])
     if not len(told):
         return {}
-    described_TD = text.embed([texts[row][-1] for row in told], device)
-    by_description_TP = seen.by_product(described_TD)
-    figures = {f"text_recall_at_{k}": share(ranks(by_description_TP, told) < k) for k in (1, 10)}
-    asked_Q = torch.isin(seen.true_Q, told)
-    true_Q, photo_QD = seen.true_Q[asked_Q], seen.photo_QD[asked_Q]
-    by_photo_QP = seen.by_product(photo_QD)
-    titled_PD = torch.zeros(len(products), described_TD.shape[1])
+    described_PD, titled_PD = (torch.zeros(len(products), seen.unit_ND.shape[1]) for _ in range(2))
+    described_PD[told] = text.embed([texts[row][-1] for row in told], device)
     titled_PD[told] = text.embed([texts[row][0] for row in told], device)
-    recalls = weighted_recalls(by_photo_QP, seen.by_product(titled_PD[true_Q]), true_Q)
-    best = max(recalls, key=lambda weight: (recalls[weight], -abs(weight - 0.5)))
-    by_words_QP = by_photo_QP.clone()  # a product without a text is its photo alone
-    by_words_QP[:, told] = photo_QD @ described_TD.T
+    by_description_TP = seen.by_product(described_PD[told])
+    figures = {f"text_recall_at_{k}": recall(by_description_TP, told.numpy(), k) for k in (1, 10)}
+    asked_Q = torch.isin(seen.true_Q, told)
+    photo_QD, true_Q = seen.photo_QD[asked_Q], seen.true_Q[asked_Q].numpy()
+    photo_QP, title_QP = seen.by_product(photo_QD), seen.by_product(titled_PD[true_Q])
+    fused = {weight: recall((1 - weight) * photo_QP + weight * title_QP, true_Q, 1) for weight in TEXT_WEIGHTS}
+    best = max(fused, key=lambda weight: (fused[weight], -abs(weight - 0.5)))
+    joined = [concatenated_scores(photo_QP, photo_QD.numpy(), described_PD.numpy(), weight) for weight in TEXT_WEIGHTS]
     figures |= {
-        "photo_only_recall_at_1": recalls[0.0],
-        "title_only_recall_at_1": recalls[1.0],
-        "photo_and_title_recall_at_1": recalls[best],
+        "photo_only_recall_at_1": fused[0.0],
+        "title_only_recall_at_1": fused[1.0],
+        "photo_and_title_recall_at_1": fused[best],
         "text_query_weight": best,
-        "concatenated_recall_at_1": max(weighted_recalls(by_photo_QP, by_words_QP, true_Q).values()),
+        "concatenated_recall_at_1": max(recall(scores_QP, true_Q, 1) for scores_QP in joined),
     }
     if fusion is not None:
         of_crop = [texts[product][-1] if texts[product] else "" for product in seen.products_N[~seen.users_N]]
         fused_ND = fusion.fused(seen.unit_ND[~seen.users_N], of_crop, text, device)
-        figures["attended_recall_at_1"] = share(ranks(seen.by_product(photo_QD, fused_ND), true_Q) < 1)
+        figures["attended_recall_at_1"] = recall(seen.by_product(photo_QD, fused_ND), true_Q, 1)
     return figures
-
-
-def weighted_recalls(photo_QP: Tensor, text_QP: Tensor, true_Q: Tensor) -> dict[float, float]:
-    """Recall@1 of the weighted sum of two scores, by the weight of the text's."""
-    return {weight: share(ranks((1 - weight) * photo_QP + weight * text_QP, true_Q) < 1) for weight in TEXT_WEIGHTS}
-
-
-def ranks(best_QP: Tensor, true_Q: Tensor) -> Tensor:
-    """(Q,) how many products come before the true one."""
-    return (best_QP > best_QP.gather(1, true_Q[:, None])).sum(1)
-
-
-def share(right_Q: Tensor) -> float:
-    """Share of true values."""
-    return float(right_Q.float().mean())

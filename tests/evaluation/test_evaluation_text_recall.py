@@ -7,8 +7,9 @@ import pytest
 
 from jobs.evaluation.photo_recall import see_photos
 from jobs.evaluation.queries import Query
+from jobs.evaluation.scores import concatenated_scores, recall
 from jobs.evaluation.shelf import Shelf, ShelfProduct
-from jobs.evaluation.text_recall import concatenated_scores, recall, text_figures
+from jobs.evaluation.text_recall import text_figures
 from serve.vision.assemble import assemble_bundle
 from serve.vision.bundle import Bundle
 from serve.vision.bundle_files import read_config
