@@ -30,7 +30,7 @@ from jobs.runs import configure_logging, pairs
 from jobs.spark import catalog_faults, colour_faults, delta
 from jobs.spark.session import spark_session
 from jobs.spark.siblings import siblings
-from jobs.tables import Tables, table_version
+from jobs.tables import Tables, table_state
 from serve.index.manifest import write_durably
 from serve.vision.bundle import assemble_bundle, bundle_digest
 from serve.vision.bundle_files import read_config
@@ -78,9 +78,10 @@ def labels_of(folder: Path) -> tuple[str, ...]:
 def examine(config: Config, digest: str, labels: tuple[str, ...]) -> DoctorResult:
     """As `run`, for the bundle with this digest, which predicts these categories."""
     tables = Tables(config.store.tables)
-    versions = {name: version_of(tables, name) for name in READ}
+    states = {name: state_of(tables, name) for name in READ}
+    versions = {name: int(state[1]) for name, state in states.items()}
     settings = config.doctor.model_dump(mode="json")
-    made_from = {"tables": versions, "bundle": digest, "labels": list(labels), "code": CODE_VERSION, "settings": settings}
+    made_from = {"tables": states, "bundle": digest, "labels": list(labels), "code": CODE_VERSION, "settings": settings}
     path, page = config.store.root / "doctor_of.json", config.doctor.report / "report.html"
     kept = json.loads(path.read_text()) if path.is_file() else {}
     if kept.get("made_from") == made_from and page.is_file():
@@ -96,12 +97,12 @@ def examine(config: Config, digest: str, labels: tuple[str, ...]) -> DoctorResul
     return result
 
 
-def version_of(tables: Tables, name: str) -> int:
-    """Newest version of a table. Raises JobError where there is none."""
-    version = table_version(tables, name)
-    if version is None:
+def state_of(tables: Tables, name: str) -> list[str | int]:
+    """What tells the newest version of a table from every other. Raises JobError where there is none."""
+    state = table_state(tables, name)
+    if state is None:
         raise JobError(f"no table at {tables.path(name)}; run jobs.{READ[name]} first")
-    return version
+    return state
 
 
 def find(

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import AfterValidator, AwareDatetime, Field, model_validator
 
+from jobs.trouble import explained
 from serve.settings import ConfigError, Section, Settings, parse, read_yaml
 from serve.vision.spec import BundleConfig, Preprocess
 
@@ -582,3 +583,8 @@ def run_job(doc: str, run: Callable[..., object], *, flags: dict[str, str] | Non
     except (JobError, ConfigError) as error:
         sys.stderr.write(f"error: {error}\n")
         sys.exit(error.exit_code if isinstance(error, JobError) else WRONG_SETTINGS_EXIT_CODE)
+    except Exception as error:
+        if (told := explained(error, config.store.root, config.registry.uri)) is None:
+            raise
+        sys.stderr.write(f"error: {told}\n")
+        sys.exit(1)

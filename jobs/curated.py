@@ -9,12 +9,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlparse
 
-from deltalake import DeltaTable
-
 from jobs import spark as rules
 from jobs.config import Config
 from jobs.reuse import read_generation
-from jobs.tables import Tables, table_version
+from jobs.tables import Tables, table_state
 from serve.index.manifest import file_sha256, write_durably
 
 CURATED = ("listings", "rejects", "products", "images")
@@ -82,10 +80,6 @@ def path_of(config: Config) -> Path:
 
 
 def tables_of(config: Config) -> dict[str, Any]:
-    """Identity and version of each table: one that was made anew, or put back to an older version, is another one."""
+    """The state of each table: one that was made anew, or put back to an older version, is another one."""
     tables = Tables(config.store.tables)
-    found = {name: table_version(tables, name) for name in CURATED}
-    return {
-        name: None if version is None else [DeltaTable(tables.path(name)).metadata().id, version]
-        for name, version in found.items()
-    }
+    return {name: table_state(tables, name) for name in CURATED}

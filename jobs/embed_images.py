@@ -11,10 +11,11 @@ Equal bytes under several URIs are one image. A URI is looked at once per bundle
 where the reason may pass (fetch_failed, timeout, host_down), others stay rejected until the feed names another URI. With
 feed.refetch_days photos that were looked at longer ago are asked for again (If-None-Match, If-Modified-Since; of files the time
 and the size): other bytes are embedded, and the URI has them from then on; where there are none, the photo stays as it was. A run
-that was killed at any moment is carried through by the next one, from the last finished block. The same images again change no
-table that a release is made of.
+that was killed at any moment is carried through by the next one, from the last finished block. Features that are gone, because a
+table was put back or made anew, are made again. The same images again change no table that a release is made of.
 """
 
+import json
 import logging
 import time
 from pathlib import Path
@@ -34,12 +35,14 @@ from jobs.raydata.pending import fetched, most_popular, pending_images
 from jobs.raydata.session import map_actors, progress, require, start_ray, stop_ray
 from jobs.raydata.staging import Plan, Stage, only_run
 from jobs.runs import configure_logging, pairs
-from jobs.tables import CHECKS, FEATURES, FETCHES, Tables, table_version
+from jobs.tables import CHECKS, FEATURES, FETCHES, Tables, table_state, table_version
+from serve.index.manifest import write_durably
 from serve.vision.bundle import BundleError, assemble_bundle, bundle_digest
 
 log = logging.getLogger("jobs.embed_images")
 
 APP_ID = "embed_images"
+STATES_FILE = "embedded.json"  # in store.root, by bundle: features and fetches as the last run left them
 
 
 def run(config: Config, most: int | None = None) -> EmbedResult:
@@ -57,13 +60,15 @@ def run(config: Config, most: int | None = None) -> EmbedResult:
             log.info("run=%s resumed", resumed.plan.run_id)
             results.append(carry_through(config, tables, bundle_folder, resumed))
         images_version = pinned_version(tables, "images", written_by="jobs.curate_catalog")
-        pending = pending_images(tables, images_version, digest, retry=not resumed, refetch_days=config.feed.refetch_days)
-        tonight = pending if most is None else most_popular(tables, pending, max(0, most - sum(r.images_in for r in results)))
+        pending = pending_of(config, tables, images_version, digest, retry=not resumed)
+        left = None if most is None else max(0, most - sum(r.images_in for r in results))
+        tonight = pending if left is None else most_popular(tables, images_version, pending, left)
         for first in range(0, tonight.num_rows, config.embed.round_images):
             some = tonight.slice(first, config.embed.round_images)
             number = max(committed_by(tables, name, digest) for name in ("features", "fetches", "checks")) + 1
             plan = Plan(f"embed-{number:06d}-{digest[:8]}", tables.root, images_version, digest, number, some.num_rows)
             results.append(carry_through(config, tables, bundle_folder, Stage.create(root, plan, some, "image_uri")))
+        remember(config, tables, digest)
     if not results:
         log.info("nothing changed: every image of images version %d is embedded or rejected", images_version)
     return EmbedResult(
@@ -84,7 +89,29 @@ def count_pending(config: Config) -> int:
     if version is None:
         return 0
     digest = bundle_digest(assemble_bundle(config.bundle, config.store.bundles, config.registry.uri))
-    return int(pending_images(tables, version, digest, retry=True, refetch_days=config.feed.refetch_days).num_rows)
+    return int(pending_of(config, tables, version, digest, retry=True).num_rows)
+
+
+def pending_of(config: Config, tables: Tables, images_version: int, digest: str, *, retry: bool) -> pa.Table:
+    """ASKED of a run. Where somebody else touched the tables since the last one, photos whose features are gone are in it."""
+    path = config.store.root / STATES_FILE
+    known = json.loads(path.read_text()).get(digest) if path.is_file() else None
+    stored = None if known == states_of(tables) else stored_ids(tables, digest)
+    refetch_days = config.feed.refetch_days
+    return pending_images(tables, images_version, digest, retry=retry, refetch_days=refetch_days, stored_ids=stored)
+
+
+def remember(config: Config, tables: Tables, digest: str) -> None:
+    """From now on `features` and `fetches` agree about the photos of this bundle, as long as they are these."""
+    path = config.store.root / STATES_FILE
+    known = json.loads(path.read_text()) if path.is_file() else {}
+    if known.get(digest) != (states := states_of(tables)):
+        write_durably(path, json.dumps(known | {digest: states}).encode())
+
+
+def states_of(tables: Tables) -> list[list[str | int] | None]:
+    """Which features and fetches these are."""
+    return [table_state(tables, name) for name in ("features", "fetches")]
 
 
 def resumable(config: Config, root: Path, tables: Tables, digest: str) -> Stage | None:

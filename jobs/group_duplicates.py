@@ -42,29 +42,35 @@ class DuplicatesResult:
 
 def run(config: Config) -> DuplicatesResult:
     """Brings the table `duplicates` to the features of the current bundle. Raises JobError when there are none."""
-    digest = bundle_digest(assemble_bundle(config.bundle, config.store.bundles))
+    return regroup(config, bundle_digest(assemble_bundle(config.bundle, config.store.bundles)))
+
+
+def regroup(config: Config, digest: str) -> DuplicatesResult:
+    """As `run`, for the bundle with this digest."""
     found, path = tables.Tables(config.store.tables), config.store.root / "duplicates_of.json"
-    made_from = {"features": tables.table_version(found, "features"), "bundle": digest, **config.duplicates.model_dump()}
+    features = tables.table_state(found, "features")
+    if features is None:
+        raise JobError(f"no table at {found.path('features')}; run jobs.embed_images first")
+    made_from = {"features": features, "bundle": digest, **config.duplicates.model_dump()}
     kept = json.loads(path.read_text()) if path.is_file() else {}
-    if kept.get("made_from") == made_from and kept["duplicates"] == tables.table_version(found, "duplicates"):
-        log.info("nothing changed: features version %s is grouped", made_from["features"])
+    if kept.get("made_from") == made_from and kept["duplicates"] == tables.table_state(found, "duplicates"):
+        log.info("nothing changed: features version %d is grouped", features[1])
         return DuplicatesResult(**kept["result"])
-    result = group(config, digest)
+    result = group(config, digest, int(features[1]))
     failpoint("group:after_write")
     unchanged = asdict(replace(result, changed=False))
-    said = {"made_from": made_from, "duplicates": tables.table_version(found, "duplicates"), "result": unchanged}
+    said = {"made_from": made_from, "duplicates": tables.table_state(found, "duplicates"), "result": unchanged}
+    path.parent.mkdir(parents=True, exist_ok=True)
     write_durably(path, json.dumps(said).encode())
     return result
 
 
-def group(config: Config, digest: str) -> DuplicatesResult:
-    """As `run`, for the bundle with this digest."""
+def group(config: Config, digest: str, version: int) -> DuplicatesResult:
+    """Groups the images of this version of `features`, and writes what changed."""
     spark = spark_session(config.spark, "group_duplicates")
     paths = tables.Tables(config.store.tables)
-    if not delta.exists(spark, paths.path("features")):
-        raise JobError(f"no table at {paths.path('features')}; run jobs.embed_images first")
     start = time.perf_counter()
-    features = delta.read(spark, paths.path("features"))
+    features = delta.read(spark, paths.path("features"), version)
     images = near_duplicates.hashed(features, digest, config.duplicates.min_quality).persist()
     num_images = images.count()
     found = near_duplicates.groups(images, num_images, config.duplicates.max_distance).persist()

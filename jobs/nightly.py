@@ -38,14 +38,17 @@ from jobs import (
 from jobs.config import WRONG_SETTINGS_EXIT_CODE, Config, JobError, run_job
 from jobs.failpoint import failpoint
 from jobs.gate import GATE_EXIT_CODE
+from jobs.intact import whole_version
 from jobs.raydata.session import stop_ray
 from jobs.reuse import next_generation
 from jobs.run_lease import Lease
 from jobs.run_records import NIGHTLY, PUBLISHED, UNCHANGED, last_rate, notify, only_run_of_store, record, show_status
 from jobs.runs import Run, configure_logging, counts_of, pairs
 from jobs.spark.session import stop_spark
+from jobs.tables import TABLE_NAMES, Tables
+from jobs.trouble import explained
 from serve.index.manifest import ReleaseError, read_manifest
-from serve.registry import NoChampionError, champion
+from serve.registry import CHAMPION, NoChampionError, champion, registered
 from serve.vision.bundle import BundleError, assemble_bundle, bundle_digest
 
 log = logging.getLogger("jobs.nightly")
@@ -68,6 +71,7 @@ OF_TODAY = (
     "catalog_doctor",
     "train_looks",
 )  # stages that nightly.as_of leaves out
+BUILT_ON = tuple(name for name in TABLE_NAMES if name not in ("runs", "feedback"))  # tables that a release may follow from
 OF_NEXT_BUNDLE = ("train_looks", "train_index", "build_shards", "evaluate_index", "publish_release")
 
 
@@ -101,6 +105,8 @@ def carry_out(config: Config, night: Run, lease: Lease, force: bool) -> None:
         stages = dict(STAGES) | {"evaluate_index": partial(evaluate_index.run, force=force)}
         if config.nightly.as_of is not None:
             stages = {name: stage_run for name, stage_run in stages.items() if name not in OF_TODAY}
+        check_tables(config)
+        check_registry(config)
         config, coming = configs_of(config)
         for name, stage_run in stages.items():
             carry_stage(night, lease, name, partial(stage_run, config))
@@ -112,12 +118,27 @@ def carry_out(config: Config, night: Run, lease: Lease, force: bool) -> None:
         night.end("refused" if refused else "failed", error.exit_code, str(error))
         raise
     except Exception as error:
-        night.end("failed", 1, f"{type(error).__name__}: {error}")
+        told = explained(error, config.store.root, config.registry.uri)
+        night.end("failed", 1, told or f"{type(error).__name__}: {error}")
         raise
     finally:
         record(config, night, socket.gethostname(), os.getpid())
         if night.exit_code:
             notify(config, night)
+
+
+def check_tables(config: Config) -> None:
+    """Nothing is built on a damaged table. Raises JobError."""
+    for name in BUILT_ON:
+        whole_version(Tables(config.store.tables), name)
+
+
+def check_registry(config: Config) -> None:
+    """Nothing is begun that cannot be published. Raises JobError."""
+    try:
+        registered(config.registry, config.store, CHAMPION)
+    except ReleaseError as error:
+        raise JobError(str(error)) from error
 
 
 def carry_stage(night: Run, lease: Lease, name: str, stage_run: Callable[[], object]) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from jobs.raydata.delta import ensure_table
 from jobs.run_lease import Holder, Lease, hold_lease, is_running, lease_path, read_holder
 from jobs.runs import Run
 from jobs.tables import RUNS, TABLE_NAMES, Tables, table_version
+from jobs.trouble import explained
 
 log = logging.getLogger("jobs.runs")
 
@@ -38,8 +39,9 @@ def record(config: Config, run: Run, host: str, pid: int) -> None:
         row = row_of(config, run, host, pid, settings)
         append_row(Tables(config.store.tables), row)
         log_in_mlflow(config, run, row, settings)
-    except Exception:  # a damaged table, a full disk, a registry that is down: they have no class in common
-        log.exception("run=%s was not recorded", run.run_id)
+    except Exception as error:  # a damaged table, a full disk, a registry that is away: they have no class in common
+        told = explained(error, config.store.root, config.registry.uri)
+        log.error("run=%s was not recorded: %s", run.run_id, told, exc_info=told is None)
 
 
 def row_of(config: Config, run: Run, host: str, pid: int, settings: str) -> Row:

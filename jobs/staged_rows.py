@@ -73,6 +73,11 @@ def read_rows(tables: Tables, versions: dict[str, int], bundle_digest: str, conf
         )
     crops = count_crops(tables, versions, bundle_digest)
     num_crops = pa.array([crops.get(image_id, 0) for image_id in photos["image_id"].to_pylist()], pa.int64())
+    if lost := pc.sum(pc.equal(num_crops, 0)).as_py():
+        raise JobError(
+            f"{tables.path('features')}: lacks {lost} photos that `fetches` calls embedded: one of the two was put back or made "
+            "anew; run jobs.embed_images, which embeds them again"
+        )
     photos = photos.append_column("num_crops", num_crops)
     cuts, shards = cut_shards(photos, config)
     photos = photos.append_column("shard", pa.array(shards))

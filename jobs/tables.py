@@ -5,6 +5,7 @@ checks from the Ray job, each in one idempotent commit, and runs from nightly. N
 reads them. Tables hold URIs and hashes, never pixels.
 """
 
+import hashlib
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -154,6 +155,20 @@ def table_version(tables: Tables, name: str) -> int | None:
     """
     path = tables.path(name)
     return DeltaTable(path).version() if DeltaTable.is_deltatable(path) else None
+
+
+def table_state(tables: Tables, name: str, version: int | None = None) -> list[str | int] | None:
+    """What tells `version` of table `name` (none = the newest) from every other one: the table's id, the version, a digest of the
+    names of its data files, which are never given twice.
+
+    The number alone does not: a table that was made anew, or whose last commits were taken away, counts up to it once more.
+    None where the table was never written. Raises DeltaError (deltalake.exceptions) where the version is gone.
+    """
+    if not DeltaTable.is_deltatable(tables.path(name)):
+        return None
+    table = DeltaTable(tables.path(name), version=version)
+    files = sorted(pa.table(table.get_add_actions())["path"].to_pylist())
+    return [table.metadata().id, table.version(), hashlib.sha256("\n".join(files).encode()).hexdigest()[:16]]
 
 
 def read_table(tables: Tables, name: str, columns: list[str] | None = None, version: int | None = None) -> pa.Table:

@@ -20,6 +20,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pyarrow.compute as pc
 import ray
@@ -46,7 +47,7 @@ from jobs.reuse import EarlierShard, EarlierShards, carry_over, read_generation
 from jobs.run_records import versions_as_of
 from jobs.runs import configure_logging, pairs
 from jobs.staged_rows import CatalogRows, read_rows, stage_crops, stage_products
-from jobs.tables import Tables
+from jobs.tables import Tables, table_state
 from jobs.templates import find_or_train, kept_template, record_of
 from serve.index.inserts import INSERTS_TABLE
 from serve.index.manifest import FORMAT_VERSION, MANIFEST_NAME, BundleEntry
@@ -86,7 +87,7 @@ def run(config: Config) -> TrainResult:
     bundle_folder = assemble_bundle(config.bundle, config.store.bundles, config.registry.uri)
     digest = bundle_digest(bundle_folder)
     models = current_models(config.store)
-    release_id = release_id_of(config, versions, digest, models)
+    release_id = release_id_of(config, states_of(tables, versions), digest, models)
     write_wanted(config.store, release_id)
     remove_other_buildings(config.store, release_id)
     if (config.store.releases / release_id / MANIFEST_NAME).is_file():
@@ -102,7 +103,7 @@ def run(config: Config) -> TrainResult:
     try:
         rows = read_rows(tables, versions, digest, config.index, read_generation(config.store))
     except (DeltaError, FileNotFoundError) as error:
-        raise JobError(f"{tables.root}: versions {versions} can't be read any more; clean_store removes old ones") from error
+        raise unreadable(tables, versions) from error
     plans = [plan_partition(cut.rows_by_bucket, rows, config) for cut in rows.cuts]
     stage_products(tables, versions, rows.photos, [products_path(folder, name) for name in rows.names])
     earlier = EarlierShards(config.store, rows.dim)
@@ -156,6 +157,19 @@ def versions_of(config: Config, tables: Tables) -> dict[str, int]:
     return versions
 
 
+def states_of(tables: Tables, versions: dict[str, int]) -> dict[str, Any]:
+    """What tells these versions from every other of the same number; of `inserts` the number is enough, it is folded in."""
+    try:
+        return {name: v if name == INSERTS_TABLE else table_state(tables, name, v) for name, v in versions.items()}
+    except DeltaError as error:
+        raise unreadable(tables, versions) from error
+
+
+def unreadable(tables: Tables, versions: dict[str, int]) -> JobError:
+    """Of versions that are gone."""
+    return JobError(f"{tables.root}: versions {versions} can't be read any more; clean_store removes old ones")
+
+
 def plan_shard(rows: CatalogRows, number: int, plan: IndexPlan, reused: bool) -> ShardPlan:
     """One shard, with what building it takes."""
     num_rows = rows.num_rows(number)
@@ -170,10 +184,10 @@ def plan_shard(rows: CatalogRows, number: int, plan: IndexPlan, reused: bool) ->
     )
 
 
-def release_id_of(config: Config, versions: dict[str, int], digest: str, models: dict[str, str]) -> str:
-    """The same for the same rows, bundle, models, index settings and formats."""
+def release_id_of(config: Config, states: dict[str, Any], digest: str, models: dict[str, str]) -> str:
+    """The same for the same states of the tables, bundle, models, index settings and formats."""
     index = config.index.model_dump(mode="json", exclude={"threads"})
-    parts = [Tables(config.store.tables).root, versions, digest, index, config.hash.model_dump(mode="json"), FORMAT_VERSION]
+    parts = [Tables(config.store.tables).root, states, digest, index, config.hash.model_dump(mode="json"), FORMAT_VERSION]
     parts += [models] if models else []
     parts += [generation] if (generation := read_generation(config.store)) else []
     return "r" + hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]

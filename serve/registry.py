@@ -21,8 +21,15 @@ CANDIDATE, CHAMPION, PREVIOUS = "candidate", "champion", "previous"
 RELEASE_ID_TAG, SHA256_TAG, FOLDER_TAG = "release_id", "manifest_sha256", "release_folder"
 
 
+RETRIES = "3"  # MLflow's own 7 keep a caller of a registry that is away for two minutes
+
+
 class NoChampionError(ReleaseError):
     """Nothing was published yet."""
+
+
+class RegistryAwayError(ReleaseError):
+    """The registry does not answer."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +51,7 @@ def registry_client(registry: RegistryConfig) -> "MlflowClient":
     if registry.uri.startswith("sqlite:///"):
         Path(registry.uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read when MLflow is imported
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", RETRIES)
     from mlflow.tracking import MlflowClient
 
     logging.getLogger("mlflow").setLevel(logging.WARNING)  # it tells of every database migration
@@ -51,7 +59,7 @@ def registry_client(registry: RegistryConfig) -> "MlflowClient":
 
 
 def registered(registry: RegistryConfig, store: StoreConfig, alias: str) -> RegisteredRelease | None:
-    """The release that `alias` names; None when nothing has the alias."""
+    """The release that `alias` names; None when nothing has the alias. Raises RegistryAwayError."""
     client = registry_client(registry)
     from mlflow.exceptions import MlflowException
 
@@ -61,7 +69,10 @@ def registered(registry: RegistryConfig, store: StoreConfig, alias: str) -> Regi
         if error.error_code == "INVALID_PARAMETER_VALUE":  # MLflow's word for an alias that is not there, and for a bad name
             client.get_registered_model(registry.model)  # which raises for the name
         elif error.error_code != "RESOURCE_DOES_NOT_EXIST":
-            raise
+            said = "no connection" if "Max retries exceeded" in str(error) else str(error).splitlines()[0][:200]
+            raise RegistryAwayError(
+                f"registry.uri={registry.uri} does not answer ({said}): start it, or set registry.uri"
+            ) from error
         return None
 
 
@@ -81,7 +92,8 @@ def of_version(version: "ModelVersion", store: StoreConfig) -> RegisteredRelease
 def champion(registry: RegistryConfig, store: StoreConfig) -> Path:
     """Folder of the champion release, its manifest checked against the registered digest.
 
-    Raises NoChampionError when nothing is published, ReleaseError when the folder is gone or its manifest was changed.
+    Raises NoChampionError when nothing is published, RegistryAwayError, ReleaseError when the folder is gone or its manifest was
+    changed.
     """
     found = registered(registry, store, CHAMPION)
     if found is None:
@@ -102,9 +114,13 @@ def champion(registry: RegistryConfig, store: StoreConfig) -> Path:
     return found.folder
 
 
+def release_ids(store: StoreConfig) -> list[str]:
+    """Published releases, whatever the registry says."""
+    return sorted(path.parent.name for path in store.releases.glob(f"[!.]*/{MANIFEST_NAME}"))
+
+
 def release_folder(store: StoreConfig, release_id: str) -> Path:
     """Folder of the published release `release_id`. Raises ReleaseError that lists those there are."""
-    known = sorted(path.parent.name for path in store.releases.glob(f"[!.]*/{MANIFEST_NAME}"))
-    if release_id not in known:
+    if release_id not in (known := release_ids(store)):
         raise ReleaseError(f"release {release_id!r} is not in {store.releases}; there are: {', '.join(known) or 'none'}")
     return store.releases / release_id

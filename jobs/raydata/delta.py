@@ -12,6 +12,7 @@ import pyarrow as pa
 from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
 
 from jobs.config import JobError
+from jobs.intact import whole_version
 from jobs.tables import Tables, table_version
 from serve.index.manifest import LOG_IS_KEPT
 
@@ -19,13 +20,10 @@ log = logging.getLogger(__name__)
 
 
 def pinned_version(tables: Tables, name: str, written_by: str) -> int:
-    """The newest version of table `name`, checked to be a whole commit. Raises JobError."""
-    version = table_version(tables, name)
+    """The newest version of table `name`, every file of it looked at. Raises JobError."""
+    version = whole_version(tables, name)
     if version is None:
         raise JobError(f"{tables.path(name)}: no such table; run {written_by} first")
-    newest = DeltaTable(tables.path(name), version=version).history(1)
-    if not newest or newest[0]["version"] != version:
-        raise JobError(f"{tables.path(name)}: commit {version} is empty or damaged; restore the table to an older version")
     return version
 
 

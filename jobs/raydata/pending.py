@@ -4,6 +4,7 @@ A URI is looked at once per bundle. What became of it is in `fetches`; where it 
 time and the newer validator are in `checks`.
 """
 
+from collections.abc import Collection
 from datetime import UTC, datetime, timedelta
 
 import numpy as np
@@ -19,14 +20,24 @@ HOST = r"^(?P<host>[A-Za-z][A-Za-z0-9+.-]*://[^/?#]*)"
 
 
 def pending_images(
-    tables: Tables, images_version: int, digest: str, *, retry: bool, refetch_days: float | None = None
+    tables: Tables,
+    images_version: int,
+    digest: str,
+    *,
+    retry: bool,
+    refetch_days: float | None = None,
+    stored_ids: Collection[str] | None = None,
 ) -> pa.Table:
     """ASKED: the distinct URIs to look at with this bundle, their hosts mixed.
 
     `retry`: those that failed for a passing reason, too, and those that were looked at more than `refetch_days` ago.
+    `stored_ids`: images that `features` holds, where it may hold less than `fetches` says; the others are looked at again.
     """
     uris = pc.unique(read_table(tables, "images", ["image_uri"], images_version)["image_uri"])
     known = fetched(tables, digest) if refetch_days is None or not retry else looked_at(tables, digest)
+    if stored_ids is not None:
+        there = pc.is_in(known["image_id"], pa.array(stored_ids, pa.string()))
+        known = known.filter(pc.or_(there, pc.is_valid(known["reason"])))
     passing = pc.is_in(known["reason"], pa.array(TRANSIENT, pa.string()))
     new = uris.filter(pc.invert(pc.is_in(uris, known.filter(pc.invert(passing))["image_uri"] if retry else known["image_uri"])))
     asked = [first_look(new)]
@@ -38,11 +49,11 @@ def pending_images(
     return mixed(pa.concat_tables(asked).sort_by("image_uri"))
 
 
-def most_popular(tables: Tables, asked: pa.Table, most: int) -> pa.Table:
+def most_popular(tables: Tables, images_version: int, asked: pa.Table, most: int) -> pa.Table:
     """At most so many rows of `asked`: those of the most popular products, and of each its first photos first."""
     if asked.num_rows <= most:
         return asked
-    photos = read_table(tables, "images", ["product_id", "position", "image_uri"])
+    photos = read_table(tables, "images", ["product_id", "position", "image_uri"], images_version)
     photos = photos.filter(pc.is_in(photos["image_uri"], asked["image_uri"]))
     photos = photos.join(read_table(tables, "products", ["product_id", "popularity"]), "product_id")
     wanted = photos.group_by("image_uri").aggregate([("popularity", "max"), ("position", "min")])

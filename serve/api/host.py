@@ -18,7 +18,7 @@ from serve.api.cascade import Cascade
 from serve.api.problems import Problem
 from serve.api.served import ServedRelease
 from serve.index.manifest import ReleaseError
-from serve.registry import CHAMPION, registered
+from serve.registry import CHAMPION, RegistryAwayError, registered
 from serve.settings import Settings
 from serve.vision.bundle import BundleError
 
@@ -65,7 +65,7 @@ class Host:
             await asyncio.sleep(self.settings.serve.watch_s)
             try:
                 await self.look(photo)
-            except (MlflowException, OSError) as error:  # the registry is away: what is open goes on
+            except (RegistryAwayError, MlflowException, OSError) as error:  # what is open goes on
                 log.warning("event=registry_away error=%s", type(error).__name__)
 
     async def look(self, photo: bytes) -> None:
@@ -73,6 +73,8 @@ class Host:
         assert self.settings is not None
         try:
             found = await asyncio.to_thread(registered, self.settings.registry, self.settings.store, CHAMPION)
+        except RegistryAwayError:
+            raise
         except ReleaseError as error:
             return self.refuse("?", str(error))
         if found is None or found.release_id == self.current.manifest.release_id:

@@ -6,7 +6,7 @@ from typing import Self
 
 from serve.index.manifest import Manifest, ReleaseError, read_manifest, verify_release
 from serve.index.release import assign_shards
-from serve.registry import champion, release_folder
+from serve.registry import RegistryAwayError, champion, release_folder, release_ids
 from serve.settings import Settings
 from serve.vision.bundle_files import bundle_digest, read_config
 
@@ -27,7 +27,11 @@ class ServedRelease:
         """The champion, or the published release `release_id`. Raises ReleaseError that names what is missing or damaged."""
         release_id = release_id or settings.serve.release
         store = settings.store.model_copy(update={"root": settings.store.root.resolve()})
-        folder = release_folder(store, release_id) if release_id else champion(settings.registry, store)
+        try:
+            folder = release_folder(store, release_id) if release_id else champion(settings.registry, store)
+        except RegistryAwayError as error:
+            published = ", ".join(release_ids(store)) or "none"
+            raise RegistryAwayError(f"{error}; --release ID serves a published one without it: {published}") from error
         served = cls.open(folder.resolve(), store.root, settings.serve.num_searchers)
         return replace(served, pinned=release_id is not None)
 

@@ -10,7 +10,7 @@ from deltalake import DeltaTable, write_deltalake
 from pyspark.sql import SparkSession
 
 from jobs.config import Config, JobError
-from jobs.group_duplicates import DuplicatesResult, group
+from jobs.group_duplicates import DuplicatesResult, regroup
 from jobs.tables import FEATURES
 
 
@@ -46,16 +46,16 @@ def test_groups_their_rerun_and_a_new_neighbour(spark: SparkSession, tmp_path: P
     add_features(tmp_path, {"flat1": 0, "flat2": 1}, quality=1.0)
     add_features(tmp_path, {"other": hat}, bundle="b0")
     config = config_of(tmp_path)
-    assert group(config, "b1") == DuplicatesResult(images=5, grouped=3, groups=1, changed=True)
+    assert regroup(config, "b1") == DuplicatesResult(images=5, grouped=3, groups=1, changed=True)
     rows = sorted(tuple(row.values()) for row in duplicates(tmp_path).to_pyarrow_table().to_pylist())
     assert rows == [("shoe1", "shoe1", 3, 0), ("shoe2", "shoe1", 3, 31), ("shoe3", "shoe1", 3, 0)]
 
     version = duplicates(tmp_path).version()
-    assert not group(config, "b1").changed
+    assert not regroup(config, "b1").changed
     assert duplicates(tmp_path).version() == version
 
     add_features(tmp_path, {"sock2": sock ^ 7})
-    assert group(config, "b1") == DuplicatesResult(images=6, grouped=5, groups=2, changed=True)
+    assert regroup(config, "b1") == DuplicatesResult(images=6, grouped=5, groups=2, changed=True)
     protocol = duplicates(tmp_path).protocol()
     assert not protocol.reader_features
     assert not {"deletionVectors", "columnMapping"} & set(protocol.writer_features or ())
@@ -63,4 +63,4 @@ def test_groups_their_rerun_and_a_new_neighbour(spark: SparkSession, tmp_path: P
 
 def test_without_features_it_says_what_to_run(spark: SparkSession, tmp_path: Path) -> None:
     with pytest.raises(JobError, match=r"run jobs\.embed_images first"):
-        group(config_of(tmp_path), "b1")
+        regroup(config_of(tmp_path), "b1")

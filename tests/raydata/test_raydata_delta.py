@@ -70,7 +70,7 @@ def test_an_empty_commit_is_not_taken_for_a_version(tmp_path: Path) -> None:
     append(tables, "fetches", FETCHES, fetches(a=None).to_batches(), RUN, 1)
     assert pinned_version(tables, "fetches", "jobs.some_job") == 1
     (Path(tables.path("fetches")) / "_delta_log" / f"{2:020}.json").touch()
-    with pytest.raises(JobError, match="commit 2 is empty or damaged"):
+    with pytest.raises(JobError, match="entry 2 of its log is empty"):
         pinned_version(tables, "fetches", "jobs.some_job")
 
 
