@@ -16,7 +16,7 @@ versions replaces what an older run left.
 
 import json
 import shutil
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from jobs.config import JobError
@@ -144,6 +144,13 @@ def finished_folders(releases: Path) -> list[Path]:
     return sorted(folders, key=lambda folder: (read_manifest(folder).created_at, folder.name))
 
 
+def next_moment(releases: Path) -> datetime:
+    """Now; where a clock was put back, a second after the newest release: which one is older must never depend on clocks."""
+    now = datetime.now(UTC).replace(microsecond=0)
+    made = (datetime.fromisoformat(read_manifest(folder).created_at) for folder in finished_folders(releases))
+    return max([now, *(moment + timedelta(seconds=1) for moment in made)])
+
+
 def vectors_path(folder: Path, shard: ShardPlan) -> Path:
     """The shard's vectors as they were embedded, (N, D) fp16 in the order of its rows."""
     return folder / "staged" / f"{shard.name}.f16"
@@ -203,7 +210,7 @@ def manifest_of(folder: Path, plan: BuildPlan, evaluation: Evaluation) -> Manife
         raise JobError(f"{folder}: {len(missing)} shards are not built, such as {missing[0]}; run build_shards first")
     return Manifest(
         release_id=plan.release_id,
-        created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        created_at=next_moment(folder.parent).isoformat(timespec="seconds"),
         code_version=plan.code_version,
         tables=plan.tables,
         bundle=plan.bundle,

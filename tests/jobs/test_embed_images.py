@@ -9,14 +9,16 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from io import BytesIO
 from pathlib import Path
-from threading import Thread
+from threading import Event, Thread
 from typing import Any, ClassVar
 
 import numpy as np
+import psutil
 import pyarrow as pa
 import pytest
 import ray
@@ -31,10 +33,12 @@ from jobs.tables import Tables, read_table, table_version
 from serve.vision.bundle import Bundle, assemble_bundle, bundle_digest
 from serve.vision.hash import fingerprint_bytes
 from serve.vision.image import decode_image
+from tests.damage import entry
 from tests.parts import ROOT, write_conf
 
 Embedded = tuple[Config, EmbedResult, dict[str, str]]  # settings, result, URI -> expected reason
 LABELS = ["apparel", "home", "toys"]
+POISONED_BYTES = 130_000_000  # that a decoder comes to only with the one large photo
 
 
 @pytest.fixture(scope="module")
@@ -210,6 +214,66 @@ def test_a_file_that_turns_up_is_embedded(embedded: Embedded) -> None:
     rows = rows_of(config, "fetches")
     assert len(rows) == num_rows and {row["status"] for row in rows if row["image_uri"] == missing.as_uri()} == {"embedded"}
     assert (hashlib.sha256(photo(1000)).hexdigest(), 0) in vectors(config)
+
+
+@pytest.mark.parametrize(
+    "lost", ["features", "a commit", *(pytest.param(each, marks=pytest.mark.slow) for each in ("fetches", "both"))]
+)
+def test_what_was_put_back_or_made_anew_is_made_good(tmp_path: Path, weights: Path, ray_local: None, lost: str) -> None:
+    """A table is gone, or its newest version is: no photo is missing afterwards, and none is there twice."""
+    config, tables = Config.load(settings(tmp_path, weights)), Tables(str(tmp_path / "store" / "tables"))
+    photos = [tmp_path / f"{number}.jpg" for number in range(6)]
+    for number, path in enumerate(photos):
+        path.write_bytes(photo(number % 5))
+    uris = [path.as_uri() for path in photos]
+    write_images(config, uris[:3])
+    embed_images.run(config)
+    write_images(config, uris)
+    embed_images.run(config)
+    before, seen = vectors(config), outcomes(config)
+    if lost == "a commit":
+        entry(Path(tables.path("features")), 2).unlink()
+        assert len(vectors(config)) == 3 and embed_images.count_pending(config) == 2
+    for name in ("features", "fetches"):
+        if lost in (name, "both"):
+            shutil.rmtree(tables.path(name))
+    result = embed_images.run(config)
+    assert result.embedded == {"features": 5, "fetches": 0, "both": 5, "a commit": 2}[lost]
+    assert vectors(config) == before and outcomes(config) == seen and len(before) == 5
+    assert embed_images.run(config) == EmbedResult()
+
+
+def test_a_poison_photo_is_set_aside_and_the_others_are_embedded(tmp_path: Path, weights: Path, ray_local: None) -> None:
+    """The process that decodes it is killed by SIGSEGV, each time it tries; a monitor knows it by its memory."""
+    config = Config.load(settings(tmp_path, weights), ["decode.timeout_s=30"])
+    large = BytesIO()
+    Image.new("RGB", (6000, 6000), "navy").save(large, "PNG")
+    photos = {f"{number}.jpg": photo(number) for number in range(8)} | {"poison.png": large.getvalue()}
+    for name, data in photos.items():
+        (tmp_path / name).write_bytes(data)
+    write_images(config, [(tmp_path / name).as_uri() for name in photos])
+    crashes: list[int] = []
+    done = Event()
+
+    def poison() -> None:
+        while not done.wait(0.005):
+            for process in psutil.Process().children(recursive=True):
+                with suppress(psutil.Error):
+                    if "serve.vision.decoder_process" in process.cmdline() and process.memory_info().rss > POISONED_BYTES:
+                        process.send_signal(signal.SIGSEGV)
+                        crashes.append(process.pid)
+
+    monitor = Thread(target=poison)
+    monitor.start()
+    try:
+        result = embed_images.run(config)
+    finally:
+        done.set()
+        monitor.join()
+    assert (result.embedded, result.rejected) == (8, 1) and 1 <= len(set(crashes)) <= 3
+    rejected = {row["image_uri"]: row["reason"] for row in rows_of(config, "fetches") if row["status"] == "rejected"}
+    assert rejected == {(tmp_path / "poison.png").as_uri(): "decoder_crashed"}
+    assert embed_images.run(config) == EmbedResult()  # it is not tried again
 
 
 class Dated(SimpleHTTPRequestHandler):

@@ -13,6 +13,7 @@ from zlib import crc32
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 import yaml
 from deltalake import DeltaTable, write_deltalake
@@ -20,7 +21,7 @@ from deltalake.exceptions import DeltaError
 from PIL import Image
 
 from jobs import build_shards, clean_store, evaluate_index, forget_product, publish_release, train_index
-from jobs.building import CODE_VERSION, ShardPlan, find_building, finished_folders
+from jobs.building import CODE_VERSION, ShardPlan, find_building, finished_folders, next_moment
 from jobs.config import Config, JobError
 from jobs.failpoint import EXIT_CODE
 from jobs.publish_release import PublishResult
@@ -421,6 +422,50 @@ def test_the_release_of_an_earlier_day(published: Path) -> None:
     assert run_all(config).release_id == second
     with pytest.raises(JobError, match="no good run before it"):
         train_index.run(config_of(published, "nightly.as_of='2020-01-01T00:00Z'"))
+
+
+def test_a_table_that_was_made_anew_is_another_one(published: Path) -> None:
+    """With as many versions as before, so that only the number of its version is the same: another release all the same."""
+    config = config_of(published)
+    path = Tables(config.store.tables).path("products")
+    now = DeltaTable(path).to_pyarrow_table()
+    before, num_versions = run_all(config), DeltaTable(path).version() + 1
+    shutil.rmtree(path)
+    for _ in range(num_versions - 1):
+        write_deltalake(path, now, mode="overwrite")
+    dearer = pc.add(now["price"], 1.0)
+    write_deltalake(path, now.set_column(now.column_names.index("price"), "price", dearer), mode="overwrite")
+    assert DeltaTable(path).version() == num_versions - 1
+    after = run_all(config)
+    assert after.changed and after.release_id != before.release_id
+    folder = champion(config.registry, config.store)
+    assert read_manifest(folder).tables["products"] == num_versions - 1
+    served = Release.open(folder).product("sku-0007")
+    assert served is not None and served["price"] == pc.max(dearer.filter(pc.equal(now["product_id"], "sku-0007"))).as_py()
+    assert not run_all(config).changed
+
+
+def test_features_that_are_gone_are_not_left_out_in_silence(published: Path, tmp_path: Path) -> None:
+    tables = tmp_path / "tables"
+    shutil.copytree(config_of(published).store.tables, tables)
+    features = DeltaTable(tables / "features").to_pyarrow_table()
+    write_deltalake(tables / "features", features.filter(pc.less(features["image_id"], "8")), mode="overwrite")
+    with pytest.raises(JobError, match=r"features: lacks \d+ photos that `fetches` calls embedded.*run jobs\.embed_images"):
+        train_index.run(config_of(published, f"store.tables={tables}", f"store.root={tmp_path}/store"))
+
+
+def test_the_order_of_releases_is_not_that_of_clocks(published: Path) -> None:
+    """The newest release was made on a machine that was a day ahead."""
+    releases = config_of(published).store.releases
+    manifest = finished_folders(releases)[-1] / MANIFEST_NAME
+    as_it_was = manifest.read_text()
+    tomorrow = (datetime.now(UTC) + timedelta(days=1)).isoformat(timespec="seconds")
+    manifest.write_text(json.dumps(json.loads(as_it_was) | {"created_at": tomorrow}))
+    try:
+        assert next_moment(releases) > datetime.fromisoformat(tomorrow)
+    finally:
+        manifest.write_text(as_it_was)
+    assert next_moment(releases) < datetime.fromisoformat(tomorrow)
 
 
 def test_a_catalog_that_shrinks_too_much_is_refused_unless_forced(published: Path) -> None:
