@@ -90,9 +90,10 @@ def run(config: Config, plan: bool = False, status: bool = False, full: bool = F
             if full:
                 next_generation(config.store)
             carry_out(config, night, lease, force)
-    except JobError as error:
+    except Exception as error:
         if not night.outcome:  # it did not begin
-            night.end("busy", error.exit_code, str(error))
+            outcome, exit_code = ("busy", error.exit_code) if isinstance(error, JobError) else ("failed", 1)
+            night.end(outcome, exit_code, told_of(error, config))
         raise
     finally:
         sys.stdout.write(night.summary() + "\n")
@@ -118,13 +119,19 @@ def carry_out(config: Config, night: Run, lease: Lease, force: bool) -> None:
         night.end("refused" if refused else "failed", error.exit_code, str(error))
         raise
     except Exception as error:
-        told = explained(error, config.store.root, config.registry.uri)
-        night.end("failed", 1, told or f"{type(error).__name__}: {error}")
+        night.end("failed", 1, told_of(error, config))
         raise
     finally:
         record(config, night, socket.gethostname(), os.getpid())
         if night.exit_code:
             notify(config, night)
+
+
+def told_of(error: Exception, config: Config) -> str:
+    """What the record says of it."""
+    if isinstance(error, JobError):
+        return str(error)
+    return explained(error, config.store.root, config.registry.uri) or f"{type(error).__name__}: {error}"
 
 
 def check_tables(config: Config) -> None:

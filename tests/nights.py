@@ -2,7 +2,11 @@
 
 import hashlib
 import json
+import os
 import random
+import signal
+import subprocess
+import sys
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -11,13 +15,16 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
+from jobs import render_catalog
 from jobs.config import Config
 from jobs.tables import Tables, read_table
 from serve.index.manifest import read_manifest
 from serve.index.release import Release
 from serve.registry import champion
+from tests.parts import ROOT, write_conf
 
 Row = dict[str, Any]
+LONGEST_S = 600  # that a night of these few products may take
 
 
 @dataclass(frozen=True)
@@ -71,6 +78,55 @@ def tinted(uri: str, folder: Path, draw: random.Random) -> str:
     path = folder / f"{hashlib.sha256(buffer.getvalue()).hexdigest()[:16]}.jpg"
     path.write_bytes(buffer.getvalue())
     return path.as_uri()
+
+
+def render_few(folder: Path) -> Path:
+    """A generated catalog of 24 products without bad rows; its feed."""
+    render = {"folder": str(folder / "catalog"), "num_products": 24, "num_scenes": 0, "with_bad_rows": False}
+    render_catalog.run(Config.load(write_conf(folder, {"render": render})))
+    return folder / "catalog" / "feed.jsonl"
+
+
+def conf_of(folder: Path, feed: Path, **sections: Any) -> Path:
+    """Settings of a store of its own."""
+    folder.mkdir(exist_ok=True)
+    own = {"evaluate": {"num_queries": 20, "hash_photos": 20}, "ray": {"num_cpus": 2}, "embed": {"block_rows": 8}}
+    return write_conf(folder, {"feed": {"uri": str(feed)}} | own | sections)
+
+
+def start_night(conf: Path, *flags: str, **environment: str) -> "subprocess.Popen[str]":
+    """A nightly run in a process group of its own, as a scheduler starts it."""
+    command = [sys.executable, "-m", "jobs.nightly", "--conf", str(conf), *flags]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(
+        command, cwd=ROOT, env=os.environ | environment, start_new_session=True, stdout=pipe, stderr=pipe, text=True
+    )
+
+
+def sweep(process: "subprocess.Popen[str]") -> None:
+    """Kills whatever the run started."""
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return
+
+
+def finish_night(conf: Path, *flags: str) -> None:
+    """A run that nobody disturbs."""
+    process = start_night(conf, *flags)
+    out, errors = process.communicate(timeout=LONGEST_S)
+    assert process.returncode == 0, errors[-3000:] + out[-1000:]
+
+
+def refused_night(conf: Path, *flags: str) -> str:
+    """A run that cannot be carried through: what it says, one line, as the last one of its errors and in its summary."""
+    process = start_night(conf, *flags)
+    out, errors = process.communicate(timeout=LONGEST_S)
+    summary, last = json.loads(out.splitlines()[-1]), errors.splitlines()[-1]
+    assert process.returncode == summary["exit_code"] == 1, errors[-3000:] + out[-1000:]
+    assert last == f"error: {summary['message']}" and "Traceback" not in errors, errors[-3000:]
+    message: str = summary["message"]
+    return message
 
 
 @dataclass(frozen=True)

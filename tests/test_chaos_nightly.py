@@ -1,23 +1,31 @@
 """The nightly run killed everywhere, and by chance: what comes out equals a run that nobody disturbed. `make chaos-nightly`."""
 
-import os
 import random
-import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
-from jobs import nightly, render_catalog
+from jobs import nightly
 from jobs.config import Config
 from jobs.failpoint import EXIT_CODE
 from jobs.release_registry import Registry
 from jobs.run_records import read_rows
 from jobs.tables import Tables
-from tests.nights import Change, another_night, held, read_feed, write_feed
-from tests.parts import ROOT, write_conf
+from tests.nights import (
+    LONGEST_S,
+    Change,
+    another_night,
+    conf_of,
+    finish_night,
+    held,
+    read_feed,
+    render_few,
+    start_night,
+    sweep,
+    write_feed,
+)
 
 pytestmark = [pytest.mark.drill, pytest.mark.usefixtures("spark", "ray_local")]
 
@@ -34,62 +42,26 @@ POINTS = (  # in the order of the path: before, in and after what every stage wr
     *("publish:after_champion", "publish_release:after"),
 )
 NUM_KILLS = 20
-LONGEST_S = 600
 NIGHT = Change(priced=4, withdrawn=3, new=3, repictured=2)
 
 
 @pytest.fixture(scope="module")
 def rendered(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A generated catalog without bad rows."""
-    folder = tmp_path_factory.mktemp("rendered")
-    render = {"folder": str(folder / "catalog"), "num_products": 24, "num_scenes": 0, "with_bad_rows": False}
-    render_catalog.run(Config.load(write_conf(folder, {"render": render})))
-    return folder / "catalog"
-
-
-def conf_of(folder: Path, feed: Path) -> Path:
-    """Settings of a store of its own."""
-    folder.mkdir(exist_ok=True)
-    evaluate = {"num_queries": 20, "hash_photos": 20}
-    ray = {"num_cpus": 2}
-    return write_conf(folder, {"feed": {"uri": str(feed)}, "evaluate": evaluate, "ray": ray, "embed": {"block_rows": 8}})
-
-
-def start(conf: Path, **environment: str) -> "subprocess.Popen[str]":
-    """A nightly run in a process group of its own, as a scheduler starts it."""
-    command = [sys.executable, "-m", "jobs.nightly", "--conf", str(conf)]
-    pipe = subprocess.PIPE
-    return subprocess.Popen(
-        command, cwd=ROOT, env=os.environ | environment, start_new_session=True, stdout=pipe, stderr=pipe, text=True
-    )
-
-
-def sweep(process: "subprocess.Popen[str]") -> None:
-    """Kills whatever the run started."""
-    try:
-        os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        return
-
-
-def finish(conf: Path) -> None:
-    """A run that nobody disturbs."""
-    process = start(conf)
-    out, errors = process.communicate(timeout=LONGEST_S)
-    assert process.returncode == 0, errors[-3000:] + out[-1000:]
+    """The feed of a generated catalog."""
+    return render_few(tmp_path_factory.mktemp("rendered"))
 
 
 def test_killed_at_every_point(rendered: Path, tmp_path: Path) -> None:
     """One store, killed at one point after the other: each run goes on where the one before was killed."""
-    conf = conf_of(tmp_path / "killed", rendered / "feed.jsonl")
+    conf = conf_of(tmp_path / "killed", rendered)
     for point in POINTS:
-        process = start(conf, VS_FAILPOINT=point)
+        process = start_night(conf, VS_FAILPOINT=point)
         _, errors = process.communicate(timeout=LONGEST_S)
         sweep(process)
         assert process.returncode == EXIT_CODE, f"{point}: {errors[-3000:]}"
-    finish(conf)
+    finish_night(conf)
     config = Config.load(conf)
-    undisturbed = Config.load(conf_of(tmp_path / "undisturbed", rendered / "feed.jsonl"))
+    undisturbed = Config.load(conf_of(tmp_path / "undisturbed", rendered))
     nightly.run(undisturbed)
     assert held(config) == held(undisturbed)
     outcomes = [row["outcome"] for row in read_rows(Tables(config.store.tables))]
@@ -100,11 +72,11 @@ def test_killed_at_every_point(rendered: Path, tmp_path: Path) -> None:
 def test_killed_at_random(rendered: Path, tmp_path: Path) -> None:
     """kill -9 of the whole process group after a time drawn by lot; a night that ends is followed by another feed."""
     draw = random.Random(6)
-    rows = read_feed(rendered / "feed.jsonl")
+    rows = read_feed(rendered)
     feed = write_feed(tmp_path / "feed.jsonl", rows)
     conf, night, kills, longest = conf_of(tmp_path / "killed", feed), 0, 0, 60.0
     while kills < NUM_KILLS:
-        process, began = start(conf), time.monotonic()
+        process, began = start_night(conf), time.monotonic()
         try:
             _, errors = process.communicate(timeout=draw.uniform(0.05, 1.0) * longest)
             assert process.returncode == 0, errors[-3000:]
@@ -116,7 +88,7 @@ def test_killed_at_random(rendered: Path, tmp_path: Path) -> None:
             kills += 1
         sweep(process)
         process.communicate()
-    finish(conf)
+    finish_night(conf)
     undisturbed = Config.load(conf_of(tmp_path / "undisturbed", feed))
     nightly.run(undisturbed)
     assert held(Config.load(conf)) == held(undisturbed)

@@ -1,0 +1,272 @@
+"""Faults around the nightly run: full and read-only disks, a registry that is away, other writers, wrong clocks, damaged tables.
+
+Each is said in one line and leaves the champion what it was; once it is over, the next night makes what a run makes that nobody
+disturbed. `make chaos-nightly`.
+"""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pytest
+import requests
+from deltalake import DeltaTable
+from deltalake.exceptions import DeltaError
+
+from jobs import nightly
+from jobs.building import finished_folders
+from jobs.config import Config
+from jobs.run_records import read_rows
+from jobs.tables import TABLE_NAMES, Tables, read_table
+from serve.index.manifest import read_manifest
+from serve.index.release import Release
+from serve.registry import champion
+from tests.damage import DAMAGES, LOG, entry
+from tests.nights import (
+    LONGEST_S,
+    Change,
+    Held,
+    another_night,
+    conf_of,
+    finish_night,
+    held,
+    read_feed,
+    refused_night,
+    render_few,
+    start_night,
+    sweep,
+    write_feed,
+)
+from tests.parts import ROOT, free_port, run_module
+
+pytestmark = [pytest.mark.drill, pytest.mark.usefixtures("spark", "ray_local")]
+
+SIZES_MB = (1, 4, 24, 28, 34)  # of a disk that fills up in one stage after the other
+DAY_S = 86_400
+NIGHT = Change(priced=4, withdrawn=3, new=3, repictured=2)
+
+
+@pytest.fixture(scope="module")
+def feed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The feed of a generated catalog."""
+    return render_few(tmp_path_factory.mktemp("rendered"))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(feed: Path, tmp_path_factory: pytest.TempPathFactory) -> Held:
+    """What comes of it where nothing is wrong."""
+    config = Config.load(conf_of(tmp_path_factory.mktemp("undisturbed"), feed))
+    nightly.run(config)
+    return held(config)
+
+
+def privileges() -> list[str]:
+    """The command before one that mounts a disk of its own, seen by nobody else. Skips where that is not allowed."""
+    command = ["unshare", "--mount"] if os.geteuid() == 0 else ["unshare", "--mount", "--map-root-user"]
+    try:
+        subprocess.run([*command, "mount", "-t", "tmpfs", "none", "/mnt"], check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("this machine does not let a test mount a disk of its own (unshare --mount)")
+    return command
+
+
+DISKS = """
+set -u
+mount -t tmpfs -o size=1m none {store}
+night() {{ {python} -m jobs.nightly --conf {conf} >{logs}/$1.out 2>{logs}/$1.err; echo $? >{logs}/$1.code; }}
+for size in {sizes}; do mount -o remount,size=${{size}}m {store}; night $size; ls {store}/releases >{logs}/$size.ls 2>&1; done
+mount -o remount,size=400m {store}; night enough
+mount -o remount,ro {store}; night read-only
+mount -o remount,rw {store}; night again
+cp -a {store} {kept}
+"""
+
+
+def test_a_disk_that_is_full_and_one_that_cannot_be_written(feed: Path, undisturbed: Held, tmp_path: Path) -> None:
+    conf, store, logs, kept = conf_of(tmp_path, feed), tmp_path / "store", tmp_path / "logs", tmp_path / "kept"
+    store.mkdir()
+    logs.mkdir()
+    sizes = " ".join(map(str, SIZES_MB))
+    script = DISKS.format(store=store, python=sys.executable, conf=conf, logs=logs, sizes=sizes, kept=kept)
+    subprocess.run([*privileges(), "sh", "-c", script], cwd=ROOT, check=True, timeout=3 * LONGEST_S)
+
+    def told(name: object) -> tuple[int, dict[str, object], str]:
+        out, errors = ((logs / f"{name}.{kind}").read_text() for kind in ("out", "err"))
+        return int((logs / f"{name}.code").read_text()), json.loads(out.splitlines()[-1]), errors
+
+    stages = set()
+    for size in SIZES_MB:
+        code, summary, errors = told(size)
+        if code == 0:  # it had enough already
+            continue
+        assert (code, summary["exit_code"], summary["outcome"]) == (1, 1, "failed"), f"{size} MB: {errors[-2000:]}"
+        last = errors.splitlines()[-1]
+        assert last.startswith("error: no space left (store.root") and "Traceback" not in errors, f"{size} MB: {errors[-3000:]}"
+        assert not [name for name in (logs / f"{size}.ls").read_text().split() if name.startswith("r")]
+        stages.add(summary["stages"][-1]["name"] if summary["stages"] else "")  # type: ignore[index]
+    assert len(stages) >= 3, f"the disk was full in {stages} only"
+    assert told("enough")[0] == told("again")[0] == 0 and told("again")[1]["outcome"] == "unchanged"
+    code, summary, errors = told("read-only")
+    assert (code, summary["outcome"]) == (1, "failed") and "Traceback" not in errors, errors[-3000:]
+    assert errors.splitlines()[-1].startswith("error: can't be written: "), errors[-1000:]
+    shutil.rmtree(store)
+    kept.rename(store)
+    assert held(Config.load(conf)) == undisturbed
+
+
+@contextmanager
+def registry_server(folder: Path, port: int) -> Iterator["subprocess.Popen[bytes]"]:
+    """An MLflow server that answers."""
+    folder.mkdir(exist_ok=True)
+    places = ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--artifacts-destination", str(folder / "artifacts")]
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1", *places]
+    with (folder / "server.log").open("ab") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+    try:
+        deadline = time.monotonic() + 120
+        while True:
+            try:
+                requests.get(f"http://127.0.0.1:{port}/health", timeout=5).raise_for_status()
+                break
+            except requests.RequestException:
+                assert process.poll() is None and time.monotonic() < deadline, (folder / "server.log").read_text()[-2000:]
+                time.sleep(0.5)
+        yield process
+    finally:
+        sweep(process)  # type: ignore[arg-type]
+        process.wait()
+
+
+def test_a_registry_that_is_away_at_the_start_and_goes_away_meanwhile(feed: Path, undisturbed: Held, tmp_path: Path) -> None:
+    port, folder = free_port(), tmp_path / "mlflow"
+    conf = conf_of(tmp_path, feed, registry={"uri": f"http://127.0.0.1:{port}"})
+    config = Config.load(conf)
+    assert re.search(r"registry\.uri=http://127\.0\.0\.1:\d+ does not answer", refused_night(conf))
+    assert not (tmp_path / "store" / "tables" / "products").exists(), "nothing was begun"
+    with registry_server(folder, port) as server:
+        night = start_night(conf)
+        assert night.stderr is not None
+        lines = []
+        for line in night.stderr:
+            lines.append(line)
+            if "stage=build_shards started" in line:
+                sweep(server)  # type: ignore[arg-type]
+                break
+        errors = "".join([*lines, night.communicate(timeout=LONGEST_S)[1]])
+        assert night.returncode == 1 and "Traceback" not in errors, errors[-3000:]
+        assert errors.splitlines()[-1].startswith(f"error: registry.uri=http://127.0.0.1:{port} does not answer")
+    with registry_server(folder, port):
+        finish_night(conf)
+        assert held(config) == undisturbed
+        assert [row["outcome"] for row in read_rows(Tables(config.store.tables))] == ["failed", "failed", "published"]
+
+
+def test_others_write_and_clean_while_the_night_reads(feed: Path, tmp_path: Path) -> None:
+    """Another process changes prices by MERGE and asks for VACUUM without end, from when the catalog is curated."""
+    conf = conf_of(tmp_path, feed)
+    config = Config.load(conf)
+    path, done, merges, refused = Tables(config.store.tables).path("products"), threading.Event(), [0], [0]
+
+    def disturb() -> None:
+        while not done.wait(0.2):
+            table = DeltaTable(path)
+            rows = table.to_pyarrow_table(columns=["product_id", "price"])
+            rows = rows.set_column(1, "price", pc.add(pc.fill_null(rows["price"], 1.0), 1.0))
+            merge = table.merge(pa.table(rows), "o.product_id = n.product_id", source_alias="n", target_alias="o")
+            merge.when_matched_update({"price": "n.price", "currency": "'EUR'"}).execute()
+            merges[0] += 1
+            try:
+                DeltaTable(path).vacuum(retention_hours=0, dry_run=False)
+            except DeltaError:
+                refused[0] += 1
+
+    night, other = start_night(conf), threading.Thread(target=disturb)
+    assert night.stderr is not None
+    lines = []
+    for line in night.stderr:
+        lines.append(line)
+        if "stage=embed_images started" in line:
+            other.start()
+            cleaned = run_module("jobs.clean_store", conf)
+            assert cleaned.returncode == 4 and "another run is on" in cleaned.stderr, cleaned.stderr
+    night.wait(LONGEST_S)
+    done.set()
+    other.join()
+    assert night.returncode == 0, "".join(lines)[-3000:]
+    assert merges[0] > 5 and refused[0] == merges[0], (merges, refused)
+    folder = champion(config.registry, config.store)
+    version = read_manifest(folder).tables["products"]
+    pinned = {
+        row["product_id"]: row["price"]
+        for row in read_table(Tables(config.store.tables), "products", version=version).to_pylist()
+    }
+    assert version < DeltaTable(path).version()
+    release = Release.open(folder)
+    served = {product_id: product["price"] for product_id in pinned if (product := release.product(product_id)) is not None}
+    assert served and served == {product_id: pinned[product_id] for product_id in served}, "rows of one version only"
+
+
+def skew(store: Path, seconds: float) -> None:
+    """As if the clock of all that wrote the store had been wrong by so much."""
+    for path in store.glob(f"tables/*/{LOG}/*.json"):
+        text = path.read_text()
+        for name in ("timestamp", "modificationTime", "deletionTimestamp", "createdTime"):
+            text = re.sub(rf'("{name}":)(\d{{13}})', lambda found: f"{found[1]}{int(found[2]) + round(seconds * 1000)}", text)
+        path.write_text(text)
+        path.with_name(f".{path.name}.crc").unlink(missing_ok=True)  # Hadoop's checksum of the bytes as they were
+    for path in sorted(store.rglob("*"), reverse=True):
+        stat = path.stat()
+        os.utime(path, (stat.st_atime + seconds, stat.st_mtime + seconds))
+
+
+def test_clocks_that_are_a_day_apart(feed: Path, tmp_path: Path) -> None:
+    """What was written yesterday is from tomorrow, or the day before; the night after it does the same as if it were not."""
+    rows = read_feed(feed)
+    second = write_feed(tmp_path / "second.jsonl", another_night(rows, tmp_path / "photos", NIGHT, seed=1))
+    stores = {}
+    for name, seconds in (("right", 0), ("ahead", DAY_S), ("behind", -DAY_S)):
+        today = write_feed(tmp_path / f"{name}.jsonl", rows)
+        config = Config.load(conf_of(tmp_path / name, today))
+        nightly.run(config)
+        first = champion(config.registry, config.store)
+        skew(config.store.root, seconds)
+        write_feed(today, [json.loads(line) for line in second.read_text().splitlines()])
+        nightly.run(config)
+        stores[name] = held(config)
+        assert finished_folders(config.store.releases) == [first, champion(config.registry, config.store)]
+        nightly.run(config)
+        assert [row["outcome"] for row in read_rows(Tables(config.store.tables))] == ["published", "published", "unchanged"]
+    assert stores["ahead"] == stores["right"] == stores["behind"]
+
+
+@pytest.mark.parametrize("name", ["features", "products"])
+def test_the_cure_of_a_damaged_table_is_one(feed: Path, undisturbed: Held, tmp_path: Path, name: str) -> None:
+    """What the run says is done to the letter, and the next one makes good what was lost."""
+    conf = conf_of(tmp_path, feed)
+    config = Config.load(conf)
+    nightly.run(config)
+    table = Path(Tables(config.store.tables).path(name))
+    before = champion(config.registry, config.store)
+    DAMAGES["truncated entry"][0](table)
+    told = re.search(r"go back to version (\d+).*with --full", refused_night(conf))
+    assert told is not None and champion(config.registry, config.store) == before
+    for version in range(int(told[1]) + 1, 100):
+        for path in (entry(table, version), entry(table, version).with_suffix(".crc")):
+            path.unlink(missing_ok=True)
+    (table / LOG / "_last_checkpoint").unlink(missing_ok=True)
+    finish_night(conf, "--full")
+    assert held(config) == undisturbed
+
+
+def test_every_table_is_looked_at() -> None:
+    assert set(TABLE_NAMES) - set(nightly.BUILT_ON) == {"runs", "feedback"}
