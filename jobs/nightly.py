@@ -49,6 +49,7 @@ from jobs.tables import TABLE_NAMES, Tables
 from jobs.trouble import explained
 from serve.index.manifest import ReleaseError, read_manifest
 from serve.registry import CHAMPION, NoChampionError, champion, registered
+from serve.settings import ConfigError
 from serve.vision.bundle import BundleError, assemble_bundle, bundle_digest
 
 log = logging.getLogger("jobs.nightly")
@@ -71,6 +72,7 @@ OF_TODAY = (
     "catalog_doctor",
     "train_looks",
 )  # stages that nightly.as_of leaves out
+MAX_TOLD_CHARS = 500  # of an exception that nobody foresaw: some carry the stack of another language
 BUILT_ON = tuple(name for name in TABLE_NAMES if name not in ("runs", "feedback"))  # tables that a release may follow from
 OF_NEXT_BUNDLE = ("train_looks", "train_index", "build_shards", "evaluate_index", "publish_release")
 
@@ -81,6 +83,8 @@ def run(config: Config, plan: bool = False, status: bool = False, full: bool = F
     `force`: the gate's refusal is only logged. `full`: no template and no shard of an earlier release is used again; a full run
     that was killed goes on without it.
     """
+    if not (status or config.feed.uri or config.nightly.as_of):
+        raise ConfigError("feed.uri is not set; name the feed with --set feed.uri=PATH")
     if plan or status:
         sys.stdout.write(show_status(config) if status else show_plan(config))
         return
@@ -131,7 +135,8 @@ def told_of(error: Exception, config: Config) -> str:
     """What the record says of it."""
     if isinstance(error, JobError):
         return str(error)
-    return explained(error, config.store.root, config.registry.uri) or f"{type(error).__name__}: {error}"
+    told = explained(error, config.store.root, config.registry.uri)
+    return told or f"{type(error).__name__}: {' '.join(str(error).split())[:MAX_TOLD_CHARS]}"
 
 
 def check_tables(config: Config) -> None:

@@ -5,13 +5,14 @@ import json
 import logging
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from typing import Any
 
 import pyarrow as pa
 import requests
 from deltalake import DeltaTable, write_deltalake
+from deltalake.exceptions import DeltaError
 
 from jobs.building import CODE_VERSION
 from jobs.config import Config, JobError
@@ -46,8 +47,11 @@ def record(config: Config, run: Run, host: str, pid: int) -> None:
 
 def row_of(config: Config, run: Run, host: str, pid: int, settings: str) -> Row:
     """The run as a row of RUNS."""
-    tables = Tables(config.store.tables)
-    versions = {name: version for name in TABLE_NAMES if (version := table_version(tables, name)) is not None}
+    tables, versions = Tables(config.store.tables), {}
+    for name in TABLE_NAMES:
+        with suppress(DeltaError):  # a damaged one has none; why the run failed is told elsewhere
+            versions[name] = table_version(tables, name)
+    versions = {name: version for name, version in versions.items() if version is not None}
     if (folded := inserts_read(config.store)) is not None:
         versions["inserts"] = folded
     return {

@@ -69,6 +69,43 @@ def free_port() -> int:
     return free_ports(1)[0]
 
 
+class RegistryServer:
+    """An MLflow server of its own that can go away and come back; `database`: none = one in `folder`."""
+
+    def __init__(self, folder: Path, port: int, database: Path | None = None) -> None:
+        self.uri, self.log = f"http://127.0.0.1:{port}", folder / "server.log"
+        folder.mkdir(parents=True, exist_ok=True)
+        places = ["--backend-store-uri", f"sqlite:///{database or folder / 'mlflow.db'}", "--artifacts-destination", str(folder)]
+        self.command = [sys.executable, "-m", "mlflow", "server", "--port", str(port), "--workers", "1", *places]
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Back when it answers."""
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(self.command, stdout=log, stderr=log, start_new_session=True)
+        for _ in range(240):
+            assert self.process.poll() is None, self.log.read_text()[-2000:]
+            with contextlib.suppress(requests.RequestException):
+                if requests.get(f"{self.uri}/health", timeout=5).status_code == 200:
+                    return
+            time.sleep(0.5)
+        raise AssertionError("the registry was not ready within 2 minutes")
+
+    def stop(self) -> None:
+        """As a machine that loses its power."""
+        if self.process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+
+    def __enter__(self) -> "RegistryServer":
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+
 @contextlib.contextmanager
 def endpoint(conf: Path, *arguments: str) -> Iterator[str]:
     """The URL of `python -m serve` on a free port, ready; stopped afterwards."""

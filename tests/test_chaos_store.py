@@ -11,15 +11,11 @@ import shutil
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
-import requests
 from deltalake import DeltaTable
 from deltalake.exceptions import DeltaError
 
@@ -44,10 +40,9 @@ from tests.nights import (
     refused_night,
     render_few,
     start_night,
-    sweep,
     write_feed,
 )
-from tests.parts import ROOT, free_port, run_module
+from tests.parts import ROOT, RegistryServer, free_port, run_module
 
 pytestmark = [pytest.mark.drill, pytest.mark.usefixtures("spark", "ray_local")]
 
@@ -124,48 +119,25 @@ def test_a_disk_that_is_full_and_one_that_cannot_be_written(feed: Path, undistur
     assert held(Config.load(conf)) == undisturbed
 
 
-@contextmanager
-def registry_server(folder: Path, port: int) -> Iterator["subprocess.Popen[bytes]"]:
-    """An MLflow server that answers."""
-    folder.mkdir(exist_ok=True)
-    places = ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--artifacts-destination", str(folder / "artifacts")]
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1", *places]
-    with (folder / "server.log").open("ab") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
-    try:
-        deadline = time.monotonic() + 120
-        while True:
-            try:
-                requests.get(f"http://127.0.0.1:{port}/health", timeout=5).raise_for_status()
-                break
-            except requests.RequestException:
-                assert process.poll() is None and time.monotonic() < deadline, (folder / "server.log").read_text()[-2000:]
-                time.sleep(0.5)
-        yield process
-    finally:
-        sweep(process)  # type: ignore[arg-type]
-        process.wait()
-
-
 def test_a_registry_that_is_away_at_the_start_and_goes_away_meanwhile(feed: Path, undisturbed: Held, tmp_path: Path) -> None:
-    port, folder = free_port(), tmp_path / "mlflow"
-    conf = conf_of(tmp_path, feed, registry={"uri": f"http://127.0.0.1:{port}"})
+    registry = RegistryServer(tmp_path / "mlflow", free_port())
+    conf = conf_of(tmp_path, feed, registry={"uri": registry.uri})
     config = Config.load(conf)
     assert re.search(r"registry\.uri=http://127\.0\.0\.1:\d+ does not answer", refused_night(conf))
     assert not (tmp_path / "store" / "tables" / "products").exists(), "nothing was begun"
-    with registry_server(folder, port) as server:
+    with registry:
         night = start_night(conf)
         assert night.stderr is not None
         lines = []
         for line in night.stderr:
             lines.append(line)
             if "stage=build_shards started" in line:
-                sweep(server)  # type: ignore[arg-type]
+                registry.stop()
                 break
         errors = "".join([*lines, night.communicate(timeout=LONGEST_S)[1]])
         assert night.returncode == 1 and "Traceback" not in errors, errors[-3000:]
-        assert errors.splitlines()[-1].startswith(f"error: registry.uri=http://127.0.0.1:{port} does not answer")
-    with registry_server(folder, port):
+        assert errors.splitlines()[-1].startswith(f"error: registry.uri={registry.uri} does not answer")
+        registry.start()
         finish_night(conf)
         assert held(config) == undisturbed
         assert [row["outcome"] for row in read_rows(Tables(config.store.tables))] == ["failed", "failed", "published"]
@@ -218,7 +190,7 @@ def test_others_write_and_clean_while_the_night_reads(feed: Path, tmp_path: Path
 
 def skew(store: Path, seconds: float) -> None:
     """As if the clock of all that wrote the store had been wrong by so much."""
-    for path in store.glob(f"tables/*/{LOG}/*.json"):
+    for path in (*store.glob(f"tables/*/{LOG}/[0-9]*.json"), *store.glob(f"tables/*/{LOG}/[0-9]*.crc")):
         text = path.read_text()
         for name in ("timestamp", "modificationTime", "deletionTimestamp", "createdTime"):
             text = re.sub(rf'("{name}":)(\d{{13}})', lambda found: f"{found[1]}{int(found[2]) + round(seconds * 1000)}", text)
@@ -236,15 +208,16 @@ def test_clocks_that_are_a_day_apart(feed: Path, tmp_path: Path) -> None:
     stores = {}
     for name, seconds in (("right", 0), ("ahead", DAY_S), ("behind", -DAY_S)):
         today = write_feed(tmp_path / f"{name}.jsonl", rows)
-        config = Config.load(conf_of(tmp_path / name, today))
+        conf = conf_of(tmp_path / name, today)
+        config = Config.load(conf)
         nightly.run(config)
         first = champion(config.registry, config.store)
         skew(config.store.root, seconds)
         write_feed(today, [json.loads(line) for line in second.read_text().splitlines()])
-        nightly.run(config)
+        for _ in range(2):
+            finish_night(conf)
         stores[name] = held(config)
         assert finished_folders(config.store.releases) == [first, champion(config.registry, config.store)]
-        nightly.run(config)
         assert [row["outcome"] for row in read_rows(Tables(config.store.tables))] == ["published", "published", "unchanged"]
     assert stores["ahead"] == stores["right"] == stores["behind"]
 

@@ -51,6 +51,7 @@ class Ingress:
         """Without searchers this process is one itself."""
         write_json_lines()
         self.settings, self.encoder = settings, encoder
+        served = ServedRelease.of_now(served, settings)
         self.searchers = searchers or [ShardSearcher(settings, served.manifest.release_id, 0)]
         self.counted = Metrics()
         cascade = self.open_cascade(served)

@@ -1,6 +1,7 @@
 """Encoder replicas: query photos in, crops with embeddings out, several queries in one run of the networks."""
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache, partial
@@ -13,7 +14,7 @@ from serve.api.kept import Kept
 from serve.api.logs import write_json_lines
 from serve.api.schemas import Box
 from serve.api.towers import Refused
-from serve.index.manifest import BundleEntry, read_manifest
+from serve.index.manifest import BundleEntry, ReleaseError, read_manifest
 from serve.registry import release_folder
 from serve.settings import Settings
 from serve.vision.bundle import Bundle, CropFeatures, TextError
@@ -117,7 +118,8 @@ class QueryEncoder:
     def __init__(self, settings: Settings, release_id: str) -> None:
         write_json_lines()
         self.encoders = Encoders(settings)
-        self.encoders.of(release_id)
+        with contextlib.suppress(ReleaseError):  # it may be cleared away by now; others are opened when they are asked for
+            self.encoders.of(release_id)
         self.decoder = GuardedDecoder(settings.decode)
         self.decoding = ThreadPoolExecutor(1, thread_name_prefix="decoder")
         self.ahead = asyncio.Semaphore(BATCHES_AHEAD * settings.serve.batch_size)

@@ -1,14 +1,18 @@
 """The one release a server answers from, resolved to exact, verified files before anything is started."""
 
+import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 
-from serve.index.manifest import Manifest, ReleaseError, read_manifest, verify_release
+from serve.index.manifest import MANIFEST_NAME, Manifest, ReleaseError, read_manifest, verify_release
 from serve.index.release import assign_shards
-from serve.registry import RegistryAwayError, champion, release_folder, release_ids
+from serve.registry import CHAMPION, RegistryAwayError, champion, registered, release_folder, release_ids
 from serve.settings import Settings
 from serve.vision.bundle_files import bundle_digest, read_config
+from serve.vision.spec import BundleError
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,36 @@ class ServedRelease:
             raise RegistryAwayError(f"{error}; --release ID serves a published one without it: {published}") from error
         served = cls.open(folder.resolve(), store.root, settings.serve.num_searchers)
         return replace(served, pinned=release_id is not None)
+
+    @classmethod
+    def of_now(cls, deployed: Self, settings: Settings) -> Self:
+        """What a replica answers from that starts long after its deployment: the champion of this moment.
+
+        `deployed` where that is it, was asked for by its id, or nobody can tell; where it was cleared away meanwhile, the newest
+        release on this disk that is whole. Raises ReleaseError where there is none.
+        """
+        if deployed.pinned:
+            return deployed
+        try:
+            found = registered(settings.registry, settings.store, CHAMPION)
+            return deployed if found is None or found.release_id == deployed.manifest.release_id else cls.resolve(settings)
+        except (ReleaseError, BundleError, OSError) as error:
+            log.warning("event=champion_not_opened error=%s", error)
+        if (deployed.folder / MANIFEST_NAME).is_file():
+            return deployed
+        return cls.newest(settings)
+
+    @classmethod
+    def newest(cls, settings: Settings) -> Self:
+        """The newest published release that is whole, whatever the registry says. Raises ReleaseError."""
+        store = settings.store
+        folders = [release_folder(store, release_id) for release_id in release_ids(store)]
+        for folder in sorted(folders, key=lambda folder: read_manifest(folder).created_at, reverse=True):
+            try:
+                return cls.open(folder.resolve(), store.root.resolve(), settings.serve.num_searchers)
+            except (ReleaseError, BundleError) as error:
+                log.warning("event=release_not_whole release=%s error=%s", folder.name, error)
+        raise ReleaseError(f"{store.releases}: no release in it is whole")
 
     @classmethod
     def open(cls, folder: Path, store_root: Path, num_searchers: int) -> Self:

@@ -4,6 +4,7 @@
 
 import asyncio
 import atexit
+import contextlib
 import logging
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +15,7 @@ from deltalake.exceptions import DeltaError
 from serve.api.inserts import Inserts
 from serve.api.kept import Kept
 from serve.api.served import shard_groups
-from serve.index.manifest import read_manifest
+from serve.index.manifest import ReleaseError, read_manifest
 from serve.index.release import Candidate, Filters, ShardGroup
 from serve.index.search import search_crops
 from serve.registry import release_folder
@@ -46,7 +47,8 @@ class ShardSearcher:
 
     def __init__(self, settings: Settings, release_id: str, group: int) -> None:
         self.groups = Kept(lambda other: LiveGroup(settings, other, group))
-        self.groups.get(release_id)
+        with contextlib.suppress(ReleaseError):  # it may be cleared away by now; others are opened when they are asked for
+            self.groups.get(release_id)
         self.threads = ThreadPoolExecutor(THREADS, thread_name_prefix="searcher")
         self.ended = threading.Event()
         self.following = threading.Thread(target=self.follow, args=(settings.serve.tail_s,), name="inserts", daemon=True)

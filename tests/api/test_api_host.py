@@ -19,6 +19,7 @@ from serve.api.kept import Kept
 from serve.api.metrics import Metrics
 from serve.api.routes import create_app, warm_up_photo
 from serve.api.served import ServedRelease
+from serve.api.shard_searcher import ShardSearcher
 from serve.api.towers import AskEncoder
 from serve.index.manifest import MANIFEST_NAME, Manifest, ReleaseError, file_sha256, read_manifest, write_manifest
 from serve.registry import CHAMPION, FOLDER_TAG, RELEASE_ID_TAG, SHA256_TAG, registry_client
@@ -26,6 +27,7 @@ from serve.settings import Settings
 from tests.api.conftest import searchers
 from tests.api.live_app import live
 from tests.api.tiny_release import RELEASE_ID, TinyRelease, encoded, picture
+from tests.parts import free_port
 
 WATCH_S = 0.1
 SWITCH_S = 60.0
@@ -200,6 +202,35 @@ def test_a_pinned_release_stays(shop: Shop) -> None:
     host = Host(shop.cascade(ServedRelease.resolve(shop.settings, RELEASE_ID)))
     asyncio.run(asyncio.wait_for(host.follow(b""), 5))  # there is nothing to follow
     host.current.close()
+
+
+def test_a_replica_that_starts_late_opens_what_is_champion_then(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Long after its deployment: another champion by then, the deployment's release cleared away, the registry away."""
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    deployed, settings = ServedRelease.resolve(shop.settings), shop.settings
+    away = settings.model_copy(
+        update={"registry": settings.registry.model_copy(update={"uri": f"http://127.0.0.1:{free_port()}"})}
+    )
+    assert ServedRelease.of_now(deployed, settings) is deployed is ServedRelease.of_now(deployed, away)
+    shop.release("rlater", created_at="2031-01-01T00:00:00+00:00")
+    shop.release("rbad", created_at="2032-01-01T00:00:00+00:00")
+    shop.champion("rlater")
+    assert ServedRelease.of_now(deployed, settings).manifest.release_id == "rlater"
+    pinned = ServedRelease.resolve(settings, RELEASE_ID)
+    assert ServedRelease.of_now(pinned, settings) is pinned
+    assert ServedRelease.of_now(deployed, away) is deployed
+    shop.wait(lambda: shop.served() == "rlater")
+    shutil.rmtree(settings.store.releases / RELEASE_ID)
+    bad = settings.store.releases / "rbad"
+    spoil(read_manifest(bad), bad, "missing file")
+    for registry in (settings, away):
+        assert ServedRelease.of_now(deployed, registry).manifest.release_id == "rlater"
+    ended = ShardSearcher(settings, RELEASE_ID, 0)  # nothing to open yet, and no reason not to start
+    assert not ended.groups.all() and ended.groups.get("rlater")
+    ended.close()
+    shutil.rmtree(settings.store.releases / "rlater")
+    with pytest.raises(ReleaseError, match="no release in it is whole"):
+        ServedRelease.of_now(deployed, away)
 
 
 def test_no_more_than_two_are_kept() -> None:

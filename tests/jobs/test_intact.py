@@ -1,5 +1,6 @@
 """Damaged Delta tables: each damage is named, with its cure, before anything is built on it."""
 
+import json
 import re
 import shutil
 from pathlib import Path
@@ -11,6 +12,7 @@ from deltalake import DeltaTable, write_deltalake
 from jobs import nightly
 from jobs.config import Config, JobError
 from jobs.intact import whole_version
+from jobs.run_records import read_rows
 from jobs.tables import Tables
 from tests.damage import DAMAGES, LOG, entry
 from tests.parts import BuiltStore, write_conf
@@ -102,7 +104,10 @@ def test_a_refused_night_changes_nothing(built_store: BuiltStore, tmp_path: Path
     config = Config.load(write_conf(tmp_path, sections))
     with pytest.raises(JobError, match=r"features: entry \d+ of its log"):
         nightly.run(config)
-    assert '"outcome": "failed", "exit_code": 1' in capsys.readouterr().out
+    summary = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (summary["outcome"], summary["exit_code"]) == ("failed", 1)
     after = {path: path.read_bytes() for path in copy.rglob("*") if path.is_file() and "runs" not in path.parts}
     assert after == {path: data for path, data in before.items() if "runs" not in path.parts}
     assert not (tmp_path / "store" / "releases").exists()
+    row = read_rows(Tables(config.store.tables))[-1]
+    assert row["outcome"] == "failed" and row["message"] == summary["message"] and "features" not in dict(row["versions"])

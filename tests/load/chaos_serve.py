@@ -12,6 +12,7 @@ import json
 import shutil
 import signal
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ from jobs.release_registry import Registry
 from serve.settings import Settings
 from tests.load.generator import Load, Running, load
 from tests.load.shops import Shop, opened_shop
-from tests.parts import endpoint, run_module
+from tests.parts import RegistryServer, endpoint, free_port, run_module
 
 RATE = 4.0  # requests a second, of which 7 in 10 go through the networks: what two busy cores answer with room to spare
 NOTICED_S = 60.0  # within which a new champion is served, or a bad one named
@@ -59,10 +60,10 @@ def figures_of(run: Load) -> dict[str, Any]:
 
 
 class Drill:
-    """One endpoint with two replicas of every part, and what can be done to it."""
+    """One endpoint with two replicas of every part, its registry, and what can be done to them."""
 
-    def __init__(self, url: str, shop: Shop, seconds: float) -> None:
-        self.url, self.shop, self.seconds = url, shop, seconds
+    def __init__(self, url: str, shop: Shop, seconds: float, registry: RegistryServer) -> None:
+        self.url, self.shop, self.seconds, self.registry = url, shop, seconds, registry
 
     def processes(self, name: str) -> list[psutil.Process]:
         """Of the deployment `name`, this endpoint's alone."""
@@ -83,6 +84,20 @@ class Drill:
                 killed.append(victims[0].pid)
             time.sleep(self.seconds / 3)
         return killed
+
+    def replaced(self, name: str, seconds: float) -> bool:
+        """Kills one process of the deployment; whether two are there again within `seconds`, and stay."""
+        before = {process.pid for process in self.processes(name)}
+        self.processes(name)[0].kill()
+
+        def there() -> bool:
+            return len({process.pid for process in self.processes(name)} - before) == 1 and len(self.processes(name)) == 2
+
+        if self.until(there, seconds) is None:
+            return False
+        now = {process.pid for process in self.processes(name)}
+        time.sleep(self.seconds / 3)  # one that cannot open its release ends again
+        return {process.pid for process in self.processes(name)} == now
 
     def during(self, act: Callable[[], Any], seconds: float | None = None, **how: Any) -> Load:
         """Load while `act` is done, and for `seconds` in all."""
@@ -257,6 +272,57 @@ def ingress_killed(drill: Drill) -> Verdict:
     return verdict(figures, something_was_killed=len(killed) > 0, no_request_failed=run.failed == 0)
 
 
+def registry_away(drill: Drill) -> Verdict:
+    """F23: MLflow stops: nothing is noticed, a replica that starts meanwhile answers; once it is back, a switch is followed."""
+    took: list[float | None] = []
+    replaced: list[bool] = []
+    served = drill.release()["release"]["id"]
+    other = next(name for name in drill.shop.releases if name != served)
+
+    def act() -> None:
+        drill.registry.stop()
+        replaced.append(drill.replaced("Ingress", RECOVERED_S))
+        drill.registry.start()
+        for wanted in (other, served):
+            drill.roll_back()
+            took.append(drill.until(lambda name=wanted: drill.release()["release"]["id"] == name, NOTICED_S))
+
+    run = drill.during(act, 4 * drill.seconds, retries=2)
+    return verdict(
+        figures_of(run) | {"served_after_s": took},
+        no_request_failed=run.failed == 0,
+        replica_started_without_it=replaced == [True],
+        followed_again=None not in took,
+    )
+
+
+def outlived(drill: Drill) -> Verdict:
+    """The release that the endpoint was started on is cleared away after a switch; processes that die then come back."""
+    replaced: dict[str, bool] = {}
+    first = drill.release()["release"]["id"]
+    other = next(name for name in drill.shop.releases if name != first)
+    folder = Settings.load(drill.shop.conf).store.releases / first
+
+    def act() -> None:
+        drill.roll_back()
+        drill.until(lambda: drill.release()["release"]["id"] == other, NOTICED_S)
+        folder.rename(folder.with_name(f".gone-{first}"))
+        for name in ("Ingress", "ShardSearcher-0"):
+            replaced[name] = drill.replaced(name, RECOVERED_S)
+
+    run = drill.during(act, 4 * drill.seconds, retries=2)
+    whole = drill.until(drill.whole, RECOVERED_S)
+    folder.with_name(f".gone-{first}").rename(folder)
+    drill.roll_back()
+    back = drill.until(lambda: drill.release()["release"]["id"] == first, NOTICED_S)
+    return verdict(
+        figures_of(run) | {"whole_again_after_s": whole},
+        no_request_failed=run.failed == 0,
+        each_replaced=all(replaced.values()) and len(replaced) == 2,
+        whole_again=whole is not None and back is not None,
+    )
+
+
 def overload(drill: Drill) -> Verdict:
     """F21: three times what it can answer: some are told to come back, the others are answered, then all is as before."""
     capacity = load(drill.url, drill.shop.novel, drill.seconds / 2, clients=8)
@@ -285,6 +351,8 @@ FAULTS: dict[str, Callable[[Drill], Verdict]] = {
     "shard_dead": shard_dead,
     "searcher_hangs": searcher_hangs,
     "ingress_killed": ingress_killed,
+    "registry_away": registry_away,
+    "outlived": outlived,
     "overload": overload,
 }
 
@@ -293,8 +361,13 @@ FAULTS: dict[str, Callable[[Drill], Verdict]] = {
 def drilled(seconds: float, kept: Path | None) -> Iterator[Drill]:
     """An endpoint for all faults."""
     serve = {"watch_s": 1.0, "num_searchers": 2, "searcher_replicas": 2, "num_ingress": 2, "request_timeout_s": 10.0}
-    with opened_shop(kept, 60, serve=serve, index={"num_shards": 2}) as shop, endpoint(shop.conf) as url:
-        yield Drill(url, shop, seconds)
+    with contextlib.ExitStack() as stack:
+        shop = stack.enter_context(opened_shop(kept, 60, serve=serve, index={"num_shards": 2}))
+        folder = stack.enter_context(tempfile.TemporaryDirectory())
+        database = Path(Config.load(shop.conf).registry.uri.removeprefix("sqlite:///"))  # that the jobs of the drill write to
+        registry = stack.enter_context(RegistryServer(Path(folder), free_port(), database))
+        url = stack.enter_context(endpoint(shop.conf, "--set", f"registry.uri={registry.uri}"))
+        yield Drill(url, shop, seconds, registry)
 
 
 def main() -> None:
