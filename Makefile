@@ -11,10 +11,10 @@ help:
 	@echo "make test    sets everything up and runs the tests that are quick"
 	@echo "make check   ruff, mypy, import rules, every test but the drills"
 	@echo "make drill   kills jobs in the middle and compares what comes out"
-	@echo "make chaos-nightly  kills the nightly run at 30 points and 20 times by chance, and compares (about half an hour)"
+	@echo "make chaos-nightly  kills the nightly run everywhere, fills its disk, stops its registry, damages its tables, and compares (half an hour)"
 	@echo "make bench   the benchmarks; figures are kept as JSON in tests/bench/results"
 	@echo "make bench-serve the endpoint under load: hash and vector answers, products put, releases switched"
-	@echo "make chaos-serve faults of the endpoint under load: killed and hanging processes, bad releases, overload"
+	@echo "make chaos-serve faults of the endpoint under load: killed and hanging processes, bad releases, no registry, overload"
 	@echo "make bench-index  this index beside other libraries, on the same vectors   (SIZES=\"100000 1000000\")"
 	@echo "make clean   removes what the demo made (store/)"
 
@@ -43,7 +43,7 @@ drill: setup
 	@$(PY) -m pytest -m drill
 
 chaos-nightly: setup
-	@$(PY) -m pytest -m drill tests/test_chaos_nightly.py tests/test_second_night.py
+	@$(PY) -m pytest -m drill tests/test_chaos_nightly.py tests/test_chaos_store.py tests/test_second_night.py
 
 bench: setup
 	@for bench in tests/bench/bench_*.py; do $(PY) -m tests.bench.$$(basename $$bench .py) --conf $(CONF) || exit 1; done

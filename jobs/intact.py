@@ -94,7 +94,7 @@ def cure(log: Log, path: str, newest: int, sizes: Mapping[str, int]) -> str:
         if log_fault(log.before_checkpoint(version + 1), version) is None and files_fault(log, path, version, sizes) is None:
             return (
                 f"put it back from a backup; or go back to version {version}, the newest whole one: remove the files of {LOG} "
-                f"after {version}, with {HINT}, and run `python -m jobs.nightly` with --full"
+                f"after {version}, hidden ones and {HINT} too, and run `python -m jobs.nightly` with --full"
             )
     return "put it back from a backup; or remove the table's folder, and run `python -m jobs.nightly` with --full"
 

@@ -21,13 +21,14 @@ from deltalake.exceptions import DeltaError
 
 from jobs import nightly
 from jobs.building import finished_folders
-from jobs.config import Config
+from jobs.config import Config, JobError
+from jobs.gate import GATE_EXIT_CODE
 from jobs.run_records import read_rows
-from jobs.tables import TABLE_NAMES, Tables, read_table
+from jobs.tables import TABLE_NAMES, Tables, read_table, table_state
 from serve.index.manifest import read_manifest
 from serve.index.release import Release
 from serve.registry import champion
-from tests.damage import DAMAGES, LOG, entry
+from tests.damage import DAMAGES, LOG
 from tests.nights import (
     LONGEST_S,
     Change,
@@ -233,12 +234,36 @@ def test_the_cure_of_a_damaged_table_is_one(feed: Path, undisturbed: Held, tmp_p
     DAMAGES["truncated entry"][0](table)
     told = re.search(r"go back to version (\d+).*with --full", refused_night(conf))
     assert told is not None and champion(config.registry, config.store) == before
-    for version in range(int(told[1]) + 1, 100):
-        for path in (entry(table, version), entry(table, version).with_suffix(".crc")):
-            path.unlink(missing_ok=True)
-    (table / LOG / "_last_checkpoint").unlink(missing_ok=True)
+    for path in [path for path in (table / LOG).iterdir() if path.is_file()]:
+        number = re.match(r"\.?(\d{20})", path.name)
+        if number is None or int(number[1]) > int(told[1]):
+            path.unlink()
     finish_night(conf, "--full")
     assert held(config) == undisturbed
+
+
+def test_bad_rows_within_their_budget_and_beyond(feed: Path, tmp_path: Path) -> None:
+    """0.1 % and 5 % of 1,000 rows are set aside, each with its reason; 60 % change nothing at all."""
+    models, rows = read_feed(feed), []
+    for number in range(1000):
+        model = models[number % len(models)]
+        rows.append(model | {"product_id": f"sku-{number:04}", "image_uris": model["image_uris"][:1]})
+    today = tmp_path / "feed.jsonl"
+    config = Config.load(conf_of(tmp_path, today))
+    for num_bad in (1, 50):
+        write_feed(today, [row | {"price": "?"} if number < num_bad else row for number, row in enumerate(rows)])
+        nightly.run(config)
+        rejects = read_table(Tables(config.store.tables), "rejects").to_pylist()
+        assert [row["reason"] for row in rejects] == ["bad_price"] * num_bad
+        manifest = read_manifest(champion(config.registry, config.store))
+        assert manifest.counts.products == 1000 - num_bad and manifest.metrics["accepted_rows_frac"] == 1 - num_bad / 1000
+    before = {name: table_state(Tables(config.store.tables), name) for name in nightly.BUILT_ON}
+    write_feed(today, [row | {"price": "?"} if number < 600 else row for number, row in enumerate(rows)])
+    with pytest.raises(JobError, match=r"600 of 1000 rows are bad \(bad_price 600\).*nothing was changed") as refused:
+        nightly.run(config)
+    assert refused.value.exit_code == GATE_EXIT_CODE
+    assert {name: table_state(Tables(config.store.tables), name) for name in nightly.BUILT_ON} == before
+    assert read_manifest(champion(config.registry, config.store)) == manifest
 
 
 def test_every_table_is_looked_at() -> None:
