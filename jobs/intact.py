@@ -21,6 +21,7 @@ from jobs.tables import Tables
 
 LOG, HINT = "_delta_log", "_last_checkpoint"
 DIGITS = 20  # of the version that a file of the log begins with
+OF_CLIENTS = ("inserts", "feedback", "judgments")  # what they hold is in no feed
 VERSIONS_BACK = 50  # so far back the newest whole version is looked for
 # What delta-rs counts of the files in its commits: the actions that each count is of. Spark keeps a count of the whole table.
 COUNTED = {
@@ -74,18 +75,15 @@ def whole_version(tables: Tables, name: str) -> int | None:
     sizes = data_files(filesystem, root)  # after the log: what it names was there before
     if newest is None:
         if sizes:
-            raise JobError(
-                f"{path}: {len(sizes)} data files and no log; put {LOG} back from a backup, or remove the folder: "
-                "what was in it is made again from the feed and the photos"
-            )
+            raise JobError(f"{path}: {len(sizes)} data files and no log; put {LOG} back from a backup; {begin_anew(name)}")
         return None
     fault = log_fault(log, newest) or files_fault(log, path, newest, sizes)
     if fault is None:
         return newest
-    raise JobError(f"{path}: {fault}; {cure(log, path, newest, sizes)}")
+    raise JobError(f"{path}: {fault}; {cure(log, path, name, newest, sizes)}")
 
 
-def cure(log: Log, path: str, newest: int, sizes: Mapping[str, int]) -> str:
+def cure(log: Log, path: str, name: str, newest: int, sizes: Mapping[str, int]) -> str:
     """What to do about a damaged table."""
     base = base_of(log, newest)
     if base is not None and log_fault(log.before_checkpoint(base), newest) is None:
@@ -94,9 +92,21 @@ def cure(log: Log, path: str, newest: int, sizes: Mapping[str, int]) -> str:
         if log_fault(log.before_checkpoint(version + 1), version) is None and files_fault(log, path, version, sizes) is None:
             return (
                 f"put it back from a backup; or go back to version {version}, the newest whole one: remove the files of {LOG} "
-                f"after {version}, hidden ones and {HINT} too, and run `python -m jobs.nightly` with --full"
+                f"after {version}, hidden ones and {HINT} too, {then(name)}"
             )
-    return "put it back from a backup; or remove the table's folder, and run `python -m jobs.nightly` with --full"
+    return f"put it back from a backup; {begin_anew(name)}"
+
+
+def begin_anew(name: str) -> str:
+    """The last resort."""
+    return f"or remove the table's folder, {then(name)}"
+
+
+def then(name: str) -> str:
+    """What follows when rows of a table are given up."""
+    if name in OF_CLIENTS:
+        return "and run again: what came over HTTP since is lost"
+    return "and run `python -m jobs.nightly` with --full: it makes what was lost again"
 
 
 def base_of(log: Log, version: int) -> int | None:
@@ -127,7 +137,10 @@ def hint_fault(log: Log) -> str | None:
         version = int(json.loads(log.filesystem.cat_file(log.hint))["version"])
     except (ValueError, KeyError, TypeError):
         return f"{HINT} can't be read"
-    return None if version in log.checkpoints else f"checkpoint {version}, which {HINT} names, is missing"
+    written = f"{str(log.hint).removesuffix(HINT)}{version:0{DIGITS}}.checkpoint.*"
+    if version in log.checkpoints or log.filesystem.glob(written):  # serving may have written it since the log was listed
+        return None
+    return f"checkpoint {version}, which {HINT} names, is missing"
 
 
 def checkpoint_fault(log: Log, path: str) -> str | None:
@@ -136,7 +149,8 @@ def checkpoint_fault(log: Log, path: str) -> str | None:
         return None  # of the second kind, as JSON: reading the table tells
     try:
         with log.filesystem.open(path) as file:
-            pq.read_table(file)
+            for _ in pq.ParquetFile(file).iter_batches():
+                pass  # reading it is the test
     except (OSError, pa.ArrowException):
         return "can't be read: it is cut off or damaged"
     return None

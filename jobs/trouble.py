@@ -9,11 +9,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-import requests
-
 FULL = ("No space left on device", "database or disk is full", "Disk quota exceeded", "File too large")
 READ_ONLY = ("Read-only file system", "readonly database", "unable to open database file")
-AWAY = (requests.ConnectionError, requests.Timeout)
 SHARED_MEMORY = Path("/dev/shm")
 
 
@@ -27,7 +24,7 @@ def explained(error: BaseException, store_root: Path, registry_uri: str) -> str 
             return f"can't be written: {first_line(cause)}; see store.root={store_root} and registry.uri={registry_uri}"
         if isinstance(cause, PermissionError):
             return f"no permission: {first_line(cause)}; change that, and run again"
-        if isinstance(cause, AWAY) or (type(cause).__module__.startswith("mlflow") and " Max retries exceeded" in text):
+        if type(cause).__module__.startswith("mlflow") and text.startswith("API request to"):
             return f"registry.uri={registry_uri} does not answer: start it, and run again; what is finished is kept"
     return None
 

@@ -44,6 +44,19 @@ def luma_sections(data: Path, weights: Path) -> dict[str, Any]:
     }
 
 
+def luma_products(data: Path) -> list[dict[str, Any]]:
+    """Its 354 products with all their photos, a row each; photos as URIs."""
+    products: dict[str, dict[str, Any]] = {}
+    folder = data / "luma-catalog"
+    for row in manifest_rows(folder):
+        own = {name: row[name] for name in ("product_id", "group_id", "title", "description", "color", "price")}
+        product = products.setdefault(
+            row["product_id"], own | {"category": row["category_path"], "currency": "USD", "image_uris": []}
+        )
+        product["image_uris"].append((folder / row["path"]).absolute().as_uri())
+    return list(products.values())
+
+
 def manifest_rows(folder: Path, step: int = 1) -> list[dict[str, Any]]:
     """Every `step`-th row of a data set's manifest."""
     return [json.loads(line) for line in (folder / "manifest.jsonl").read_text().splitlines()][::step]

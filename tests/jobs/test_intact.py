@@ -58,6 +58,15 @@ def test_the_way_back_that_is_told_leads_back(tmp_path: Path, damage: str) -> No
     assert whole_version(tables, "fetches") == int(told[1]) == (3 if damage == "empty entry" else 2)
 
 
+@pytest.mark.parametrize(("name", "words"), [("products", "with --full"), ("inserts", "what came over HTTP since is lost")])
+def test_what_is_given_up_is_said(tmp_path: Path, name: str, words: str) -> None:
+    tables = Tables(str(tmp_path))
+    table_of(tables).rename(tables.path(name))
+    DAMAGES["truncated entry"][0](Path(tables.path(name)))
+    with pytest.raises(JobError, match=words):
+        whole_version(tables, name)
+
+
 def test_a_checkpoint_that_is_not_needed_can_go(tmp_path: Path) -> None:
     tables = Tables(str(tmp_path))
     table = table_of(tables)
