@@ -122,11 +122,16 @@ def log_in_mlflow(config: Config, run: Run, row: Row, settings: str) -> None:
     """A run of the experiment: versions in, seconds and numbers of each stage."""
     params = {f"tables.{name}": version for name, version in row["versions"]} | {"settings": settings[:MAX_PARAM_CHARS]}
     params |= {name: row[name] for name in ("outcome", "exit_code", "message", "host", "feed", "release_id", "code_version")}
-    metrics = [("seconds", run.seconds, 0), ("cpu_s", run.cpu_s, 0)]
+    metrics = [("seconds", run.seconds, 0), ("cpu_s", run.cpu_s, 0), ("price", price(config, run.cpu_s), 0)]
     for stage in run.stages:
         numbers = {"seconds": stage.seconds, "cpu_s": stage.cpu_s} | stage.counts
         metrics += [(f"{stage.name}.{key}", float(n), 0) for key, n in numbers.items() if isinstance(n, int | float)]
     log_run(config.registry, f"{run.name}-{run.run_id}", params, metrics)
+
+
+def price(config: Config, cpu_s: float) -> float:
+    """What so many CPU seconds cost, in the currency of section capacity; of the machine that the run was started on."""
+    return cpu_s / 3600 / config.capacity.node_cores * config.capacity.node_price_per_hour
 
 
 def last_rate(config: Config) -> float | None:
@@ -149,16 +154,18 @@ def show_status(config: Config) -> str:
     else:
         now = f"killed: {holder.words()}; the next run goes on from there"
     rows = read_rows(Tables(config.store.tables))[-config.nightly.status_runs :]
-    head = ["run", "outcome", "exit", "seconds", "cpu s", "products", "rejects", "embedded", "shards built", "release", "why"]
-    return "\n".join([now, *columns([head, *(cells(row) for row in rows)])]) + "\n"
+    measured = ["seconds", "cpu s", "price", "products", "rejects", "embedded", "shards built"]
+    head = ["run", "outcome", "exit", *measured, "release", "why"]
+    return "\n".join([now, *columns([head, *(cells(config, row) for row in rows)])]) + "\n"
 
 
-def cells(row: Row) -> list[str]:
+def cells(config: Config, row: Row) -> list[str]:
     """A run as a line of the table."""
     counts = {stage["name"]: json.loads(stage["counts"]) for stage in row["stages"]}
     curated, embedded, built = (counts.get(name, {}) for name in ("curate_catalog", "embed_images", "build_shards"))
     numbers = [curated.get("products"), curated.get("rejects"), embedded.get("embedded"), built.get("built")]
-    shown = [f"{row['seconds']:.0f}", f"{row['cpu_s']:.0f}", *("-" if number is None else str(number) for number in numbers)]
+    cost = [f"{row['seconds']:.0f}", f"{row['cpu_s']:.0f}", f"{price(config, row['cpu_s']):.2g}"]
+    shown = [*cost, *("-" if number is None else str(number) for number in numbers)]
     return [row["run_id"], row["outcome"], str(row["exit_code"]), *shown, row["release_id"] or "-", row["message"][:SHOWN_CHARS]]
 
 

@@ -109,6 +109,7 @@ def test_every_run_is_a_record(built_store: BuiltStore) -> None:
     runs = client.search_runs([experiment.experiment_id], f"attributes.run_name = 'nightly-{first['run_id']}'")
     assert runs[0].data.params["tables.products"] == str(versions["products"])
     assert runs[0].data.metrics["embed_images.embedded"] == embedded["embedded"]
+    assert runs[0].data.metrics["price"] == pytest.approx(first["cpu_s"] / 3600 / config.capacity.node_cores * 2.0)
     status = show_status(config)
     assert first["run_id"] in status and first["release_id"] in status and "published" in status
 
