@@ -199,7 +199,7 @@ def environment(config: ServeConfig, folder: Path) -> dict[str, str]:
             "RAY_SERVE_ENABLE_HA_PROXY": "1",
             "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
             "RAY_SERVE_HAPROXY_NBTHREAD": "1",
-            "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": "30",  # Serve's default is an hour: half-sent requests would pile up
+            "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": "10",  # Serve's default is an hour: half-sent requests would pile up
             "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": "5",
             "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0",  # one machine: nobody needs 30 s to notice the end
             "RAY_SERVE_HAPROXY_LOG_TARGET": f"{folder}/no-log",  # no access log: request lines go nowhere

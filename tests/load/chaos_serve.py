@@ -9,8 +9,10 @@ One line a fault with its figures; exit status 1 when one of them is not survive
 import argparse
 import contextlib
 import json
+import selectors
 import shutil
 import signal
+import socket
 import sys
 import tempfile
 import time
@@ -31,6 +33,11 @@ from tests.parts import RegistryServer, endpoint, free_port, run_module
 
 RATE = 4.0  # requests a second, of which 7 in 10 go through the networks: what two busy cores answer with room to spare
 NOTICED_S = 60.0  # within which a new champion is served, or a bad one named
+SLOW_CLIENTS, CUT_S = 500, 11.0
+HALF_SENT = (  # the headers of a request, and a body
+    b"POST /v1/search HTTP/1.1\r\nHost: x\r\nContent-Ty",
+    b"POST /v1/search HTTP/1.1\r\nHost: x\r\nContent-Type: image/jpeg\r\nContent-Length: 100000\r\n\r\n\xff\xd8",
+)
 RECOVERED_S = 60.0  # a killed process is back: Python, torch and OpenVINO are imported again
 
 
@@ -323,6 +330,49 @@ def outlived(drill: Drill) -> Verdict:
     )
 
 
+def slow_clients(drill: Drill) -> Verdict:
+    """S3: half-sent headers and bodies on hundreds of connections: others hardly notice, and each is told so, or cut, in time.
+
+    Half-sent bodies count as queries that wait: with so many of them some others are told to come back.
+    """
+    before = load(drill.url, drill.shop.mixed, drill.seconds / 2, rate=RATE)
+    place = httpx.URL(drill.url)
+    opened: dict[socket.socket, float] = {}
+    cut_after: list[float] = []
+
+    def act() -> None:
+        with selectors.DefaultSelector() as selector:
+            for number in range(SLOW_CLIENTS):
+                connection = socket.create_connection((place.host, place.port), timeout=10)
+                connection.sendall(HALF_SENT[number % len(HALF_SENT)])
+                opened[connection] = time.monotonic()
+                selector.register(connection, selectors.EVENT_READ)
+            end = time.monotonic() + 2 * CUT_S
+            while selector.get_map() and time.monotonic() < end:
+                for key, _ in selector.select(1.0):
+                    if (answer := recv(key.fileobj)) == b"" or b" 408 " in answer[:32]:
+                        cut_after.append(time.monotonic() - opened[key.fileobj])
+                        selector.unregister(key.fileobj)
+            for connection in opened:
+                connection.close()
+
+    def recv(connection: Any) -> bytes:
+        try:
+            return bytes(connection.recv(65_536))
+        except OSError:
+            return b""
+
+    run = drill.during(act, max(drill.seconds, 2 * CUT_S))
+    return verdict(
+        figures_of(run)
+        | {"slow": SLOW_CLIENTS, "cut": len(cut_after), "cut_after_s": round(max(cut_after, default=0.0), 1)}
+        | {"p99_before_ms": round(before.ms(0.99))},
+        no_request_failed=run.failed == 0,
+        each_cut_in_time=len(cut_after) == SLOW_CLIENTS and max(cut_after) <= CUT_S,
+        others_hardly_notice=run.ms(0.99) <= 2 * before.ms(0.99) + 50,
+    )
+
+
 def overload(drill: Drill) -> Verdict:
     """F21: three times what it can answer: some are told to come back, the others are answered, then all is as before."""
     capacity = load(drill.url, drill.shop.novel, drill.seconds / 2, clients=8)
@@ -353,6 +403,7 @@ FAULTS: dict[str, Callable[[Drill], Verdict]] = {
     "ingress_killed": ingress_killed,
     "registry_away": registry_away,
     "outlived": outlived,
+    "slow_clients": slow_clients,
     "overload": overload,
 }
 
