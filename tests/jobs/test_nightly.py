@@ -40,7 +40,7 @@ with hold_lease(config.store, config.nightly, Run("nightly")) as (lease, _):
 
 
 def config_of(folder: Path, **nightly_settings: Any) -> Config:
-    return Config.load(write_conf(folder, {"nightly": nightly_settings}))
+    return Config.load(write_conf(folder, {"nightly": nightly_settings, "feed": {"uri": str(folder / "feed.jsonl")}}))
 
 
 @contextmanager

@@ -107,6 +107,9 @@ def test_what_is_wrong_is_said(ray_local: None, shop: dict[str, Any], tmp_path: 
         stage_catalog(with_users(shop, tmp_path, heldout_where={"split": "test"}))
     with pytest.raises(JobError, match="no such file"):
         stage_catalog(with_users(shop, tmp_path, user_photos=str(tmp_path / "none.jsonl")))
-    (tmp_path / "tables/products/_delta_log").rename(tmp_path / "moved")
+    (tmp_path / "tables/products/_delta_log").rename(tmp_path / "moved_log")
+    with pytest.raises(JobError, match="data files and no log"):
+        stage_catalog(with_users(shop, tmp_path))
+    (tmp_path / "tables/products").rename(tmp_path / "moved")
     with pytest.raises(JobError, match=r"run jobs\.curate_catalog first"):
         stage_catalog(with_users(shop, tmp_path))
