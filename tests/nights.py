@@ -103,6 +103,17 @@ def start_night(conf: Path, *flags: str, **environment: str) -> "subprocess.Pope
     )
 
 
+def lines_until(night: "subprocess.Popen[str]", words: str) -> list[str]:
+    """What a run has said when it comes to a line with `words`, or to its end."""
+    assert night.stderr is not None
+    lines = []
+    for line in night.stderr:
+        lines.append(line)
+        if words in line:
+            break
+    return lines
+
+
 def sweep(process: "subprocess.Popen[str]") -> None:
     """Kills whatever the run started."""
     try:

@@ -37,6 +37,7 @@ from tests.nights import (
     conf_of,
     finish_night,
     held,
+    lines_until,
     read_feed,
     refused_night,
     render_few,
@@ -128,13 +129,8 @@ def test_a_registry_that_is_away_at_the_start_and_goes_away_meanwhile(feed: Path
     assert not (tmp_path / "store" / "tables" / "products").exists(), "nothing was begun"
     with registry:
         night = start_night(conf)
-        assert night.stderr is not None
-        lines = []
-        for line in night.stderr:
-            lines.append(line)
-            if "stage=build_shards started" in line:
-                registry.stop()
-                break
+        lines = lines_until(night, "stage=build_shards started")
+        registry.stop()
         errors = "".join([*lines, night.communicate(timeout=LONGEST_S)[1]])
         assert night.returncode == 1 and "Traceback" not in errors, errors[-3000:]
         assert errors.splitlines()[-1].startswith(f"error: registry.uri={registry.uri} does not answer")
@@ -164,18 +160,14 @@ def test_others_write_and_clean_while_the_night_reads(feed: Path, tmp_path: Path
                 refused[0] += 1
 
     night, other = start_night(conf), threading.Thread(target=disturb)
-    assert night.stderr is not None
-    lines = []
-    for line in night.stderr:
-        lines.append(line)
-        if "stage=embed_images started" in line:
-            other.start()
-            cleaned = run_module("jobs.clean_store", conf)
-            assert cleaned.returncode == 4 and "another run is on" in cleaned.stderr, cleaned.stderr
-    night.wait(LONGEST_S)
+    lines = lines_until(night, "stage=embed_images started")
+    other.start()
+    cleaned = run_module("jobs.clean_store", conf)
+    errors = "".join([*lines, night.communicate(timeout=LONGEST_S)[1]])
     done.set()
     other.join()
-    assert night.returncode == 0, "".join(lines)[-3000:]
+    assert cleaned.returncode == 4 and "another run is on" in cleaned.stderr, cleaned.stderr
+    assert night.returncode == 0, errors[-3000:]
     assert merges[0] > 5 and refused[0] == merges[0], (merges, refused)
     folder = champion(config.registry, config.store)
     version = read_manifest(folder).tables["products"]
