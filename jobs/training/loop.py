@@ -72,7 +72,7 @@ class Plan:
 
     name: str
     key: str  # whatever else decides the weights, as text
-    folder: Path  # of checkpoints; shared by the nodes
+    folder: Path  # of checkpoints; shared by the nodes, and absolute: Ray Train's workers run in a folder of their own
     epochs: int
     learning_rate: float
     threads: int
@@ -88,7 +88,7 @@ class Plan:
     @property
     def log_file(self) -> Path:
         """What the worker says, line by line."""
-        return self.folder.resolve() / f"{self.run_name}.log"
+        return self.folder / f"{self.run_name}.log"
 
 
 def plan_for(name: str, settings: TrainEncoderConfig | TrainDetectorConfig, photos: Path) -> Plan:
@@ -106,7 +106,7 @@ def plan_for(name: str, settings: TrainEncoderConfig | TrainDetectorConfig, phot
     return Plan(
         name=name,
         key=f"{photos.name} {digests} {settings.model_dump_json(exclude=apart)}",
-        folder=settings.folder,
+        folder=settings.folder.absolute(),
         epochs=settings.epochs,
         learning_rate=settings.learning_rate,
         threads=settings.threads,
@@ -146,7 +146,7 @@ def train(build: Callable[[], Task], plan: Plan) -> Trained:
             num_workers=1, use_gpu=plan.use_gpu, resources_per_worker=None if plan.use_gpu else {"CPU": plan.threads}
         ),
         run_config=RunConfig(
-            name=plan.run_name, storage_path=str(plan.folder.resolve()), checkpoint_config=CheckpointConfig(num_to_keep=2)
+            name=plan.run_name, storage_path=str(plan.folder), checkpoint_config=CheckpointConfig(num_to_keep=2)
         ),
     )
     try:
