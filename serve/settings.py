@@ -111,7 +111,7 @@ class ServeConfig(Section):
     port: int = Field(8000, ge=1, le=65535)
     haproxy: bool = Field(True, description="Ray Serve's HAProxy mode; its default proxy is 10x slower")
     num_ingress: int = Field(1, ge=1)
-    num_encoders: int = Field(1, ge=1)
+    num_encoders: int = Field(1, ge=0, description="encoder processes; 0 = every ingress encodes itself")
     num_searchers: int = Field(
         1, ge=0, description="shard groups, each a deployment of its own; 0 = every ingress searches all shards itself"
     )

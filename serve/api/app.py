@@ -37,7 +37,7 @@ def build(args: BuildArgs) -> Application:
 
 
 def assemble(served: ServedRelease, settings: Settings) -> Application:
-    """One encoder deployment, serve.num_searchers searcher deployments (none: the ingress searches), one ingress over them."""
+    """An ingress over one encoder deployment and serve.num_searchers searcher deployments, or instead of them."""
     config, release_id = settings.serve, served.manifest.release_id
     limits = {
         "max_ongoing_requests": config.max_ongoing_requests,
@@ -55,7 +55,12 @@ def assemble(served: ServedRelease, settings: Settings) -> Application:
         options = {"ray_actor_options": resources, "num_replicas": replicas, "max_surge_percent": surge(replicas)}
         return ray_serve.deployment(cls, name=name, **options, **limits)
 
-    encoder = deployment(QueryEncoder, "QueryEncoder", config.num_encoders, num_cpus=ENCODER_CPUS, **gpus)
+    encoder, own = None, {"num_cpus": INGRESS_CPUS + ENCODER_CPUS, **gpus}  # `own`: of the ingress
+    if config.num_encoders:
+        own = {"num_cpus": INGRESS_CPUS}
+        encoder = deployment(QueryEncoder, "QueryEncoder", config.num_encoders, num_cpus=ENCODER_CPUS, **gpus).bind(
+            settings, release_id
+        )
     searchers = [
         deployment(ShardSearcher, f"ShardSearcher-{group}", config.searcher_replicas, num_cpus=SEARCHER_CPUS).bind(
             settings, release_id, group
@@ -64,8 +69,8 @@ def assemble(served: ServedRelease, settings: Settings) -> Application:
     ]
     # The ingress itself turns away what is too much (serve.api.access), as problem JSON; Serve's own limit lies behind that.
     limits["max_ongoing_requests"] = 2 * (config.max_ongoing_requests + config.max_queued_requests)
-    ingress = deployment(ray_serve.ingress()(Ingress), "Ingress", config.num_ingress, num_cpus=INGRESS_CPUS)
-    return ingress.bind(served, settings, encoder.bind(settings, release_id), searchers)
+    ingress = deployment(ray_serve.ingress()(Ingress), "Ingress", config.num_ingress, **own)
+    return ingress.bind(served, settings, encoder, searchers)
 
 
 def surge(num_replicas: int) -> int:

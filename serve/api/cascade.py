@@ -9,7 +9,7 @@ Between search and fusion a photo in which nothing near was found may be looked 
 
 import asyncio
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -17,6 +17,7 @@ from typing import Any, Literal, TypeVar
 
 import numpy as np
 
+from serve.api.ahead import Ahead
 from serve.api.answers import Answers, Why, why_hash, why_near
 from serve.api.catalog import Catalog
 from serve.api.changes import Changes
@@ -43,9 +44,10 @@ from serve.vision.bundle import CropFeatures
 from serve.vision.bundle_files import read_config
 from serve.vision.device import fits_browsers
 from serve.vision.fusion import fuse_query
-from serve.vision.turns import best_turn
+from serve.vision.turns import best_turn, glanced
 
 T = TypeVar("T")
+Analysed = Callable[[], Awaitable[list[CropFeatures]]]
 LOOKED_AT = 10  # products like a new one, of which the first with a look lends it
 
 
@@ -95,6 +97,7 @@ class Cascade:
         self.crop_reranker = Reranker(ranking, self.models.ranker)  # nothing is learned from what one crop found
         self.searchers = Searchers(groups, self.config.shard_timeout_s, lost)
         self.remembered = Remembered()
+        self.ahead = Ahead[list[CropFeatures]](self.config.num_encoders == 0)
         self.probe: RecallProbe | None = None
         self.turns = read_config(served.bundle_folder).turns if self.config.turns else None
         self.threads = ThreadPoolExecutor(4, thread_name_prefix="products")  # disk reads, never on the event loop
@@ -114,13 +117,15 @@ class Cascade:
         """The answer to one checked query. Raises Problem."""
         laps = Laps()
         is_whole = query.image is not None and not query.boxes and query.text is None  # a part, or "this, but red", has no hash
-        if is_whole and self.config.hash_stage:
-            assert query.image is not None
+        if not is_whole or not self.config.hash_stage:
+            return await self.near(query, await self.wanted(query, laps), laps)
+        assert query.image is not None
+        with self.ahead.begun(partial(self.towers.photo, query.image, ())) as analysed:
             match = await self.hashes.match(query.image, query.filters)
             laps.lap("hash")
             if match is not None:
                 return await self.exact(query, match, laps)
-        return await self.near(query, await self.wanted(query, laps), laps)
+            return await self.near(query, await self.wanted(query, laps, analysed), laps)
 
     async def exact(self, query: Query, match: HashMatch, laps: Laps) -> SearchAnswer:
         """The photo is one of ours: its products, then those nearest to its stored embedding. No network is run."""
@@ -133,13 +138,16 @@ class Cascade:
         results = await self.ranked(self.reranker, query, hash_answer(match, found.candidates[0], depth), fresh)
         return await self.write(query, "hash", results, (), why_hash(match), found, laps, query.explain and explain_hash(match))
 
-    async def wanted(self, query: Query, laps: Laps) -> Wanted:
-        """The vectors of a photo's crops, a product, an embedding or a text; a text beside one of them is mixed in."""
+    async def wanted(self, query: Query, laps: Laps, analysed: Analysed | None = None) -> Wanted:
+        """The vectors of a photo's crops, a product, an embedding or a text; a text beside one of them is mixed in.
+
+        `analysed`: gives the photo's crops, where that may be under way already.
+        """
         text_D = None if query.text is None else await self.towers.text(query.text)
         if text_D is not None:
             laps.lap("text")
         if query.image is not None:
-            wanted = self.seen(query, await self.towers.photo(query.image, query.boxes))
+            wanted = self.seen(query, await (analysed or partial(self.towers.photo, query.image, query.boxes))())
             laps.lap("analyse")
         elif query.product_id is not None:
             stored_D = await self.stored(query.product_id)
@@ -166,7 +174,7 @@ class Cascade:
         """
         assert query.image is not None and self.turns is not None
         try:
-            glances = await self.towers.turned(query.image, tuple(crop.crop for crop in wanted.crops))
+            glances = await self.towers.turned(query.image, tuple(glanced([crop.crop for crop in wanted.crops])))
             looks = [self.seen(query, crops) for crops in glances]
             embeddings_QD = np.concatenate([look.embeddings_QD for look in looks])
             routes = [route for look in looks for route in look.routes]

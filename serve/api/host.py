@@ -84,6 +84,8 @@ class Host:
             return None
         try:
             cascade = await self.opened(photo)
+        except RegistryAwayError:
+            raise
         except (ReleaseError, BundleError, Problem, OSError, TimeoutError) as error:
             return self.refuse(found.release_id, str(error) or type(error).__name__)
         old, self.current, self.refused = self.current, cascade, None

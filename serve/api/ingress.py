@@ -1,7 +1,7 @@
 """Ingress replicas: HTTP in and out, and the cascade between; the encoder and the searchers are asked by handle.
 
-On one machine the ingress may search by itself (serve.num_searchers 0): asking another process takes 5 of the 34 ms of an answer
-on two cores.
+On one machine the ingress may encode and search by itself (serve.num_encoders 0, serve.num_searchers 0): asking other processes
+takes 5 of the 34 ms of an answer on two cores for the search.
 """
 
 from collections.abc import Awaitable, Callable
@@ -21,6 +21,7 @@ from serve.api.logs import write_json_lines
 from serve.api.metrics import Metrics
 from serve.api.probe import RecallProbe
 from serve.api.problems import overloaded
+from serve.api.query_encoder import QueryEncoder
 from serve.api.routes import create_app
 from serve.api.served import ServedRelease
 from serve.api.shard_searcher import ShardSearcher
@@ -28,9 +29,9 @@ from serve.api.towers import AskEncoder
 from serve.settings import Settings
 
 
-def asked(part: DeploymentHandle | ShardSearcher, method: str, release_id: str) -> Callable[..., Awaitable[Any]]:
+def asked(part: DeploymentHandle | QueryEncoder | ShardSearcher, method: str, release_id: str) -> Callable[..., Awaitable[Any]]:
     """`method` of a part for one release as a coroutine function; a full queue of a deployment is a Problem 429 here."""
-    if isinstance(part, ShardSearcher):
+    if isinstance(part, QueryEncoder | ShardSearcher):
         return partial(getattr(part, method), release_id)
 
     async def ask(*args: Any) -> Any:
@@ -46,12 +47,13 @@ class Ingress:
     """One replica = one event loop with its own guarded decoders; hash tables and products are memory-mapped, so shared."""
 
     def __init__(
-        self, served: ServedRelease, settings: Settings, encoder: DeploymentHandle, searchers: list[DeploymentHandle]
+        self, served: ServedRelease, settings: Settings, encoder: DeploymentHandle | None, searchers: list[DeploymentHandle]
     ) -> None:
-        """Without searchers this process is one itself."""
+        """Without an encoder or searchers this process is that itself."""
         write_json_lines()
-        self.settings, self.encoder = settings, encoder
+        self.settings = settings
         served = ServedRelease.of_now(served, settings)
+        self.encoder = encoder or QueryEncoder(settings, served.manifest.release_id)
         self.searchers = searchers or [ShardSearcher(settings, served.manifest.release_id, 0)]
         self.counted = Metrics()
         cascade = self.open_cascade(served)

@@ -247,7 +247,10 @@ def verify_shard(folder: Path, shard: ShardEntry) -> None:
 
 
 def verify_release(folder: Path, manifest: Manifest) -> None:
-    """Check every file the manifest names. Raises ReleaseError naming the damaged or missing file."""
+    """Check every file the manifest names, and that it names all. Raises ReleaseError naming the damaged or missing file."""
+    crops = sum(shard.num_rows for _, shard in manifest.shards())
+    if crops != manifest.counts.crops:
+        raise ReleaseError(f"{folder}: its shards hold {crops} crops, the release has {manifest.counts.crops}; {WHAT_TO_DO}")
     for _, shard in manifest.shards():
         verify_shard(folder, shard)
     verify_files(folder, manifest.models)

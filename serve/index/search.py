@@ -12,7 +12,7 @@ import numpy as np
 from serve.index.manifest import Manifest, ReleaseError
 from serve.index.release import Box, Candidate, Filters, HashMatch, Release
 from serve.vision.crop import Crop
-from serve.vision.turns import best_turn
+from serve.vision.turns import best_turn, glanced
 
 if TYPE_CHECKING:
     from serve.vision.bundle import Bundle, CropFeatures
@@ -221,7 +221,7 @@ def search_photo(
     pixels, turns = decoder.decode(data), bundle.config.turns
     features, found = look(bundle.analyse([pixels])[0])
     if turns is not None and best_score(found) < turns.below:
-        glances = [look(turned) for turned in bundle.turned_crops(pixels, [feature.crop for feature in features])]
+        glances = [look(turned) for turned in bundle.turned_crops(pixels, glanced([feature.crop for feature in features]))]
         quarters = best_turn([best_score(candidates) for candidates in (found, *(seen for _, seen in glances))], turns.lead)
         if quarters:
             features, found = look(bundle.analyse_turned(pixels, quarters))

@@ -12,8 +12,15 @@ import numpy as np
 
 if TYPE_CHECKING:
     from serve.vision.bundle import CropFeatures
+    from serve.vision.crop import Crop
 
 QUARTERS = (1, 2, 3)
+GLANCED = 3  # items that choose the turn; of 256 photos of items in four turns all of them choose 224 right, three 222, two 218
+
+
+def glanced(crops: Sequence["Crop"]) -> Sequence["Crop"]:
+    """Which crops of a photo are turned: its surest items, the whole where none was found."""
+    return (crops[1:] or crops)[:GLANCED]
 
 
 def quarter_turned(pixels: np.ndarray, quarters: int) -> np.ndarray:

@@ -159,8 +159,12 @@ def spoil(manifest: Manifest, folder: Path, how: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "how", ["flipped byte", "missing file", "missing release", "changed manifest", "other hashes", "other bundle"]
-)
+    "how",
+    [
+        "flipped byte", "missing file", "missing release", "changed manifest", "other hashes", "other bundle", "other width",
+        "partition without shards",
+    ],
+)  # fmt: skip
 def test_a_bad_champion_is_refused_and_the_old_one_goes_on(shop: Shop, how: str, tiny: TinyRelease) -> None:
     manifest = read_manifest(shop.settings.store.releases / RELEASE_ID)
     changes: dict[str, Any] = {}
@@ -168,7 +172,13 @@ def test_a_bad_champion_is_refused_and_the_old_one_goes_on(shop: Shop, how: str,
         changes["hash"] = manifest.hash.model_copy(update={"version": 999})
     if how == "other bundle":
         changes["bundle"] = manifest.bundle.model_copy(update={"digest": "0" * 64})
+    if how == "other width":
+        changes["bundle"] = manifest.bundle.model_copy(update={"dim": 2 * manifest.bundle.dim})
     folder = shop.release("rbad", **changes)
+    if how == "partition without shards":
+        bad = read_manifest(folder)
+        emptied = bad.partitions[0].model_copy(update={"shards": ()})
+        write_manifest(folder, bad.model_copy(update={"partitions": (emptied, *bad.partitions[1:])}))
     shop.champion("rbad")
     spoil(read_manifest(folder), folder, how)
     shop.wait(lambda: shop.refused() is not None)
@@ -181,6 +191,18 @@ def test_a_bad_champion_is_refused_and_the_old_one_goes_on(shop: Shop, how: str,
     shop.champion("rgood")
     shop.wait(lambda: shop.served() == "rgood")
     assert shop.refused() is None
+
+
+def test_a_champion_whose_version_is_deleted_changes_nothing(shop: Shop) -> None:
+    shop.release("rtwo")
+    shop.champion("rtwo")
+    shop.wait(lambda: shop.served() == "rtwo")
+    client, model = registry_client(shop.settings.registry), shop.settings.registry.model
+    client.delete_model_version(model, client.get_model_version_by_alias(model, CHAMPION).version)
+    time.sleep(5 * WATCH_S)
+    assert shop.served() == "rtwo" and httpx.get(f"{shop.url}/readyz").status_code == 200
+    shop.champion(RELEASE_ID)
+    shop.wait(lambda: shop.served() == RELEASE_ID)
 
 
 def test_vectors_that_find_nothing_are_no_release(shop: Shop) -> None:

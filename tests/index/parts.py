@@ -106,7 +106,7 @@ def write_release(
         num_buckets=num_buckets,
         partition_depth=1,
         partitions=tuple(entries),
-        counts=Counts(products=0, images=0, crops=0),
+        counts=Counts(products=0, images=0, crops=sum(len(vectors) for _, vectors in partitions.values())),
         metrics={},
     )
     write_manifest(folder, manifest)

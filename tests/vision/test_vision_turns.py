@@ -5,7 +5,7 @@ import pytest
 
 from serve.vision.bundle import CropFeatures
 from serve.vision.crop import Crop, cut
-from serve.vision.turns import QUARTERS, best_turn, box_back, quarter_turned, turned_back
+from serve.vision.turns import GLANCED, QUARTERS, best_turn, box_back, glanced, quarter_turned, turned_back
 
 
 @pytest.mark.parametrize("quarters", QUARTERS)
@@ -29,3 +29,8 @@ def test_the_whole_photo_stays_the_whole_photo() -> None:
 def test_another_turn_must_lead() -> None:
     assert best_turn([0.70, 0.71, 0.69, 0.60], lead=0.02) == 0
     assert best_turn([0.70, 0.71, 0.73, 0.60], lead=0.02) == 2
+
+
+def test_the_surest_items_choose_the_turn_or_the_whole_where_there_are_none() -> None:
+    crops = [Crop((0.0, 0.0, 9.0, 9.0), None, 1.0), *(Crop((0.0, 0.0, 4.0, 4.0), "item", 0.9 - 0.1 * n) for n in range(5))]
+    assert glanced(crops) == crops[1 : 1 + GLANCED] and glanced(crops[:1]) == crops[:1]
