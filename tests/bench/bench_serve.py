@@ -1,11 +1,11 @@
 """The endpoint under load from a second process on loopback, beside bare uvicorn, the bare kernel and itself undisturbed.
 
-    python -m tests.bench.bench_serve [--seconds 20] [--products 240] [--ingress 1] [--shop FOLDER] [--out FILE]
+    python -m tests.bench.bench_serve [--seconds 20] [--products 240] [--set serve.num_ingress=2] [--shop FOLDER] [--out FILE]
 
 Hash answers against bare uvicorn with the same decode, hash and look-up; vector answers against the proxy's floor and what
 decoder, networks and FAISS take alone; throughput against the networks in batches; CPU seconds with and without the hash stage
 on a stream with 30 % known photos; products put while it is searched; releases switched meanwhile. All ratios are of one run.
-The endpoint is that of conf/local.yaml: every ingress process encodes and searches itself.
+The endpoint is that of conf/local.yaml, one process that encodes and searches itself, but for what `--set` changes.
 """
 
 import argparse
@@ -176,11 +176,11 @@ def look_figures(url: str, shop: Shop, seconds: float) -> dict[str, Any]:
     }
 
 
-def cascade_figures(shop: Shop, seconds: float, replicas: Sequence[str]) -> dict[str, Any]:
+def cascade_figures(shop: Shop, seconds: float, changed: Sequence[str]) -> dict[str, Any]:
     """CPU seconds of 1,000 queries, 30 % of them known photos, with the hash stage and without it."""
     spent = {}
     for name, switch in (("cascade", "true"), ("vector_only", "false")):
-        with endpoint(shop.conf, *replicas, "--set", f"serve.hash_stage={switch}") as url:
+        with endpoint(shop.conf, *changed, "--set", f"serve.hash_stage={switch}") as url:
             load(url, shop.mixed, 5, clients=4)
             before = cpu_seconds()
             run = load(url, shop.mixed, seconds, clients=4)
@@ -267,16 +267,16 @@ def main() -> None:
     parser.add_argument("--conf", type=Path, help="ignored: the catalog is generated")
     parser.add_argument("--seconds", type=float, default=20.0, help="of each measured run")
     parser.add_argument("--products", type=int, default=240)
-    parser.add_argument("--ingress", type=int, default=1, help="processes of the endpoint that answer")
+    parser.add_argument("--set", action="append", default=[], metavar="a.b=c", help="a setting of the endpoint; repeatable")
     parser.add_argument("--only", nargs="*", choices=PARTS, help="some of the parts")
     parser.add_argument("--shop", type=Path, help="folder in which the store is made once and used again; none = a temporary one")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     wanted = args.only or PARTS
-    figures: dict[str, Any] = {"ingress": args.ingress}
-    replicas = ("--set", f"serve.num_ingress={args.ingress}")
+    figures: dict[str, Any] = {"settings": args.set}
+    changed = [word for setting in args.set for word in ("--set", setting)]
     with opened_shop(args.shop, args.products, serve={"watch_s": 1.0, "num_encoders": 0, "num_searchers": 0}) as shop:
-        with endpoint(shop.conf, *replicas) as url:
+        with endpoint(shop.conf, *changed) as url:
             load(url, shop.mixed, 5, clients=4)  # warm
             if "hash" in wanted:
                 figures["hash"] = show("hash", hash_figures(url, shop, args.seconds))
@@ -289,7 +289,7 @@ def main() -> None:
             if "insert" in wanted:
                 figures["insert"] = show("insert", insert_figures(url, shop, 3 * args.seconds))
         if "cascade" in wanted:
-            figures["cascade"] = show("cascade", cascade_figures(shop, args.seconds, replicas))
+            figures["cascade"] = show("cascade", cascade_figures(shop, args.seconds, changed))
     path = record("serve", figures, ("ray", "uvicorn", "openvino", "torch"), args.out)
     sys.stdout.write(f"{path}\n")
 
