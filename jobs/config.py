@@ -414,6 +414,7 @@ class SceneAugmentConfig(Section):
     min_visible_frac: float = Field(0.4, ge=0, le=1, description="items with less of their box in the window are not asked for")
     hidden_frac: float = Field(0.0, ge=0, le=1, description="share of items of which 10 to 40 % are covered")
     dark_frac: float = Field(0.0, ge=0, le=1, description="share of scenes with little light")
+    mosaic_frac: float = Field(0.0, ge=0, le=1, description="share of scenes made of four, each half as wide: small items")
 
 
 class TrainDetectorConfig(Section):

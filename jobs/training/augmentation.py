@@ -177,10 +177,13 @@ def scene_augmented(
 ) -> tuple[Tensor, list[Tensor]]:
     """Training view of scenes: a turned window of 0.6 to 1.15 of the scene, mirrored half the time, in other light.
 
+    The scene may be four of them side by side (see `mosaics`).
+
     Boxes are shares of the sides (0..1), in and out; those with less than `config.min_visible_frac` in the window are dropped.
     Returns (N, 3, S, S) and a list of (M, 4).
     """
     num, device = len(scenes_N3TT), scenes_N3TT.device
+    scenes_N3TT, boxes = mosaics(scenes_N3TT, boxes, rng, config.mosaic_frac)
     sides_N2 = (uniform(rng, num, 0.6, 1.15)[:, None] * torch.exp(uniform(rng, num * 2, -0.12, 0.12).view(num, 2))).to(device)
     origins_N2 = torch.rand(num, 2, generator=rng).to(device) * (1 - sides_N2)
     mirrored_N = (uniform(rng, num, 0, 1) < 0.5).to(device)
@@ -202,6 +205,23 @@ def scene_augmented(
         visible_M = area(cut_M4) / area(whole_M4).clamp(min=1e-9)
         moved.append(cut_M4[visible_M >= config.min_visible_frac])
     return darkened(items_hidden(relit(images, rng), moved, rng, config.hidden_frac), rng, config.dark_frac), moved
+
+
+def mosaics(scenes_N3TT: Tensor, boxes: list[Tensor], rng: torch.Generator, share: float) -> tuple[Tensor, list[Tensor]]:
+    """For `share` of the scenes, four of the batch at half their size, side by side: small items (arXiv:2004.10934)."""
+    if not share:
+        return scenes_N3TT, boxes
+    half = scenes_N3TT.shape[-1] // 2
+    halved = functional.interpolate(scenes_N3TT, size=(half, half), mode="bilinear", antialias=True)
+    corners_42 = torch.tensor([[0, 0], [1, 0], [0, 1], [1, 1]])
+    tiled, moved = scenes_N3TT.clone(), list(boxes)
+    for index in (uniform(rng, len(boxes), 0, 1) < share).nonzero().flatten().tolist():
+        parts = [index, *torch.randint(len(boxes), (3,), generator=rng).tolist()]
+        for part, (left, top) in zip(parts, (corners_42 * half).tolist(), strict=True):
+            tiled[index, :, top : top + half, left : left + half] = halved[part]
+        corners_44 = corners_42.repeat(1, 2).to(scenes_N3TT.device)
+        moved[index] = torch.cat([(boxes[part] + corner) / 2 for part, corner in zip(parts, corners_44, strict=True)])
+    return tiled, moved
 
 
 def items_hidden(images_N3HW: Tensor, boxes: list[Tensor], rng: torch.Generator, share: float) -> Tensor:

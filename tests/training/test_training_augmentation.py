@@ -14,6 +14,7 @@ from jobs.training.augmentation import (
     framed,
     items_hidden,
     jittered,
+    mosaics,
     padded,
     relit,
     rotations,
@@ -94,6 +95,24 @@ def test_scene_boxes_move_with_their_items(config: SceneAugmentConfig) -> None:
             rows, columns = torch.nonzero(image[0] > image[0].max() / 2, as_tuple=True)
             seen = torch.tensor([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]).float()
             assert float((seen - box).abs().max()) <= 1.5
+
+
+def test_four_scenes_of_one_keep_their_items_in_their_boxes() -> None:
+    scenes, boxes = torch.zeros(6, 3, 80, 80), []
+    for index in range(6):
+        left, top = 8 * index, 40 - 4 * index
+        scenes[index, 0, top : top + 20, left : left + 32] = 1.0
+        boxes.append(torch.tensor([[left, top, left + 32, top + 20]]) / 80)
+    tiled, moved = mosaics(scenes, boxes, torch.Generator().manual_seed(0), 1.0)
+    for image, found in zip(tiled, moved, strict=True):
+        drawn = torch.zeros(80, 80)
+        for left, top, right, bottom in (found * 80).round().int().tolist():
+            assert (right - left, bottom - top) == (16, 10)
+            drawn[top:bottom, left:right] = 1
+        torch.testing.assert_close(image[0].round(), drawn)
+    assert [len(found) for found in moved] == [4] * 6
+    untouched, same = mosaics(scenes, boxes, torch.Generator().manual_seed(0), 0.0)
+    torch.testing.assert_close((untouched, same), (scenes, boxes))
 
 
 def test_the_box_of_a_turned_item_is_between_a_filled_and_a_round_one() -> None:
