@@ -68,8 +68,7 @@ def run(config: Config) -> TrainEncoderResult:
         photos = render_split(learn, config.training.folder)
         render_split(held_out, config.training.folder)
         load = partial(load_training, learn, held_out, config.training.folder.resolve())
-    crops = load()
-    labels, text = labels_of(crops.learn), text_part(config, crops)
+    labels, text = outputs_of(config, load())  # the photos are let go: the worker reads its own, which may be half of the memory
     plan = plan_for("encoder", settings, photos)
     trained = train(partial(EncoderTask, settings, load, text), plan)
     last = trained.history[-1]
@@ -84,7 +83,7 @@ def run(config: Config) -> TrainEncoderResult:
     }
     weights = part_of(trained.weights, "net")
     of_users = config.training.source == "catalog"  # photos of generated products are no sample of what a shop is asked
-    queries_BD = embedded_queries(settings, crops.learn, weights) if of_users else None
+    queries_BD = embedded_queries(settings, load().learn, weights) if of_users else None
     drop_fragment(settings.bundle, "queries")  # of another encoder
     file = write_fragment(settings.bundle, settings.bundle_name, "encoder", spec, weights)
     if queries_BD is not None:
@@ -98,6 +97,11 @@ def run(config: Config) -> TrainEncoderResult:
     result = TrainEncoderResult(len(trained.history), last["loss"], figures, file.stat().st_size)
     log.info("trained=encoder bundle=%s %s", settings.bundle, result)
     return result
+
+
+def outputs_of(config: Config, crops: TrainingSet) -> tuple[tuple[str, ...], TextPart | None]:
+    """What the photos and their texts decide of the network: its categories, and its text encoder."""
+    return labels_of(crops.learn), text_part(config, crops)
 
 
 def embedded_queries(settings: TrainEncoderConfig, crops: CropSet, weights: dict[str, Tensor]) -> Tensor | None:

@@ -5,6 +5,7 @@ Letters: N crops, M scenes, T side of a tile, S side of a scene; boxes are x0, y
 
 import hashlib
 import json
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -150,11 +151,29 @@ def columns(folder: Path, *names: str) -> list[np.ndarray]:
     """The named arrays over all parts, in order. Raises FileNotFoundError where the split is not done."""
     if not (folder / "done.json").is_file():
         raise FileNotFoundError(f"{folder}: no done.json; render the split first")
-    parts: list[list[np.ndarray]] = []
-    for path in sorted(folder.glob("part-*.npz")):
+    paths = sorted(folder.glob("part-*.npz"))
+    return [joined(paths, name) for name in names]
+
+
+def joined(paths: list[Path], name: str) -> np.ndarray:
+    """One array over all parts, filled part by part: beside it there is never more than one part in memory."""
+    shapes_and_dtypes = [header_of(path, name) for path in paths]
+    (_, *shape), dtype = shapes_and_dtypes[0]
+    whole = np.empty((sum(found[0] for found, _ in shapes_and_dtypes), *shape), dtype)
+    start = 0
+    for path, ((num, *_), _) in zip(paths, shapes_and_dtypes, strict=True):
         with np.load(path) as part:
-            parts.append([part[name] for name in names])
-    return [np.concatenate(column) for column in zip(*parts, strict=True)]
+            whole[start : start + num] = part[name]
+        start += num
+    return whole
+
+
+def header_of(path: Path, name: str) -> tuple[tuple[int, ...], np.dtype]:
+    """Shape and type of one array of a part, from its first bytes."""
+    with zipfile.ZipFile(path) as part, part.open(f"{name}.npy") as file:
+        np.lib.format.read_magic(file)
+        shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+    return shape, dtype
 
 
 def load_crops(split: Split, root: Path) -> CropSet:
