@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from jobs.training.crops import PLAIN, SHOP, USER, tile_of
-from jobs.training.generated import Split, load_crops, load_scenes, render_part, render_split
+from jobs.training.generated import Split, columns, load_crops, load_scenes, part_path, render_part, render_split
 
 
 def test_every_product_is_seen_in_every_domain(tiny_split: Split, tiny_photos: Path) -> None:
@@ -72,3 +72,16 @@ def test_ray_renders_what_is_missing(ray_local: None, tiny_split: Split, tiny_ph
     assert render_split(small, tmp_path) == folder
     assert (folder / "done.json").stat().st_mtime_ns == done_at, "a finished split is left alone"
     assert load_crops(small, tmp_path).tiles_NTT3.shape[0] > 4 * 5
+
+
+def test_parts_are_joined_in_their_order(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    parts = [{"tiles": rng.integers(0, 255, (num, 4, 4, 3), np.uint8), "rows": rng.integers(0, 9, num)} for num in (3, 1, 2)]
+    for number, part in enumerate(parts):
+        np.savez(part_path(tmp_path, number), allow_pickle=False, **part)
+    with pytest.raises(FileNotFoundError, match="render the split first"):
+        columns(tmp_path, "tiles")
+    (tmp_path / "done.json").write_text("{}")
+    for name, joined in zip(("rows", "tiles"), columns(tmp_path, "rows", "tiles"), strict=True):
+        np.testing.assert_array_equal(joined, np.concatenate([part[name] for part in parts]))
+        assert joined.dtype == parts[0][name].dtype
