@@ -35,7 +35,7 @@ from serve.api.towers import AskEncoder, Towers
 from serve.index.inserts import Fresh
 from serve.index.manifest import ReleaseError
 from serve.index.release import Filters, HashMatch, ProductStore, merge_candidates
-from serve.index.search import CropAnswer, Result, best_score, crop_answers, fuse_crops, hash_answer, routes_of
+from serve.index.search import CropAnswer, Result, crop_answers, fuse_crops, hash_answer, nearness, routes_of
 from serve.ranking.gather import Shelf
 from serve.ranking.models import ReleaseModels
 from serve.ranking.reranker import Reranker
@@ -179,8 +179,8 @@ class Cascade:
             embeddings_QD = np.concatenate([look.embeddings_QD for look in looks])
             routes = [route for look in looks for route in look.routes]
             candidates = iter((await self.find(embeddings_QD, depth, routes, wanted.filters, fresh)).candidates)
-            scores = [best_score([next(candidates) for _ in look.routes]) for look in looks]
-            quarters = best_turn([best_score(found.candidates), *scores], self.turns.lead)
+            scores = [nearness([next(candidates) for _ in look.routes]) for look in looks]
+            quarters = best_turn([nearness(glanced(found.candidates)), *scores], self.turns.lead)
             if not quarters:
                 return wanted, found
             wanted = self.seen(query, await self.towers.photo(query.image, (), quarters=quarters), quarters)
@@ -192,7 +192,7 @@ class Cascade:
         """Whether a photo is worth another look: a whole one, in which nothing near was found though every shard answered."""
         is_plain = query.image is not None and not query.boxes and query.text is None
         is_whole = found.shards.answered == found.shards.asked
-        return self.turns is not None and is_plain and is_whole and best_score(found.candidates) < self.turns.below
+        return self.turns is not None and is_plain and is_whole and nearness(glanced(found.candidates)) < self.turns.below
 
     async def near(self, query: Query, wanted: Wanted, laps: Laps) -> SearchAnswer:
         """Search in the likely partitions, fusion of what each vector found, and the order that the shop declares."""

@@ -136,9 +136,12 @@ def search_crops(
     return found
 
 
-def best_score(found: Sequence[Sequence[Candidate]]) -> float:
-    """Cosine of the best candidate of all crops; -1 where there is none."""
-    return max((candidates[0].score for candidates in found if candidates), default=-1.0)
+def nearness(found: Sequence[Sequence[Candidate]]) -> float:
+    """How near the catalog comes to these crops of a photo: half the best cosine, half the mean of each crop's best; -1 = no crop
+    found anything. One crop that finds something by chance counts less so.
+    """
+    best = [candidates[0].score for candidates in found if candidates]
+    return (max(best) + sum(best) / len(best)) / 2 if best else -1.0
 
 
 def fuse_crops(found: Sequence[Sequence[Candidate]], k: int) -> tuple[Result, ...]:
@@ -220,9 +223,9 @@ def search_photo(
 
     pixels, turns = decoder.decode(data), bundle.config.turns
     features, found = look(bundle.analyse([pixels])[0])
-    if turns is not None and best_score(found) < turns.below:
+    if turns is not None and nearness(glanced(found)) < turns.below:
         glances = [look(turned) for turned in bundle.turned_crops(pixels, glanced([feature.crop for feature in features]))]
-        quarters = best_turn([best_score(candidates) for candidates in (found, *(seen for _, seen in glances))], turns.lead)
+        quarters = best_turn([nearness(seen) for seen in (glanced(found), *(seen for _, seen in glances))], turns.lead)
         if quarters:
             features, found = look(bundle.analyse_turned(pixels, quarters))
     return Answer(fuse_crops(found, k), crop_answers(features, found, k), "vector", manifest.release_id)

@@ -112,17 +112,16 @@ class Bundle:
 
     def turned_crops(self, image: np.ndarray, crops: Sequence[Crop]) -> list[list[CropFeatures]]:
         """These crops of an (H, W, 3) image after each of turns.QUARTERS: nothing is detected, the encoder alone is run."""
-        parts = [quarter_turned(cut(image, crop), quarters) for quarters in QUARTERS for crop in crops]
-        features = iter(self._features(parts, [*crops] * len(QUARTERS)))
+        features = iter(self._features([cut(image, crop) for crop in crops], crops, QUARTERS))
         return [[next(features) for _ in crops] for _ in QUARTERS]
 
-    def _features(self, parts: Sequence[np.ndarray], crops: Sequence[Crop]) -> list[CropFeatures]:
-        """Of the pixels of each crop."""
-        embeddings, of_head = self.encoder.encode(parts)
+    def _features(self, parts: Sequence[np.ndarray], crops: Sequence[Crop], quarters: Sequence[int] = (0,)) -> list[CropFeatures]:
+        """Of the pixels of each crop; of all crops after each of so many quarter turns."""
+        embeddings, of_head = self.encoder.encode(parts, quarters)
         probabilities = self.categories.predict(embeddings, of_head)
         return [
-            self._crop_features(crop, embeddings[row], None if probabilities is None else probabilities[row])
-            for row, crop in enumerate(crops)
+            self._crop_features(crops[row % len(crops)], embedding, None if probabilities is None else probabilities[row])
+            for row, embedding in enumerate(embeddings)
         ]
 
     def _crop_features(self, crop: Crop, embedding: np.ndarray, probabilities_C: np.ndarray | None) -> CropFeatures:

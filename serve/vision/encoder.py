@@ -23,8 +23,11 @@ class Encoder(Protocol):
     dim: int
     labels: tuple[str, ...]
 
-    def encode(self, crops: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray | None]:
-        """(H, W, 3) uint8 RGB crops -> (N, D) float32 unit embeddings, and (N, C) float32 probabilities or None."""
+    def encode(self, crops: Sequence[np.ndarray], quarters: Sequence[int] = (0,)) -> tuple[np.ndarray, np.ndarray | None]:
+        """(H, W, 3) uint8 RGB crops -> (N, D) float32 unit embeddings, and (N, C) float32 probabilities or None.
+
+        `quarters`: quarter turns (anticlockwise) after which they are seen: all crops after the first, then all after the second.
+        """
         ...
 
 
@@ -40,11 +43,14 @@ class NetworkEncoder:
         self.dim = 0
         self.dim = self.encode([blank])[0].shape[1]
 
-    def encode(self, crops: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray | None]:
+    def encode(self, crops: Sequence[np.ndarray], quarters: Sequence[int] = (0,)) -> tuple[np.ndarray, np.ndarray | None]:
         """See Encoder. Raises BundleError when the network gives vectors that are not finite."""
         if not crops:
             return np.empty((0, self.dim), np.float32), np.empty((0, len(self.labels)), np.float32) if self.labels else None
-        outputs = self.network.run(network_input(crops, self.preprocess))
+        inputs = network_input(crops, self.preprocess)
+        if tuple(quarters) != (0,):
+            inputs = np.concatenate([np.rot90(inputs, turns, axes=(2, 3)) for turns in quarters])
+        outputs = self.network.run(inputs)
         if not all(np.isfinite(output).all() for output in outputs):
             raise BundleError(
                 "the encoder gives numbers that are not finite; its weights are damaged or need another preprocessing"

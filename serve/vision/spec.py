@@ -200,8 +200,8 @@ class QueriesConfig(Spec):
 class TurnsConfig(Spec):
     """When a photo is looked at in its other quarter turns as well, and when one of them is believed."""
 
-    below: float = Field(ge=-1, le=1, description="cosine: a photo whose best candidate is worse is turned")
-    lead: float = Field(0.02, ge=0, description="cosine by which the best candidate of a turned photo must be better")
+    below: float = Field(ge=-1, le=1, description="a photo to whose surest items the catalog comes less near is turned (cosine)")
+    lead: float = Field(0.02, ge=0, description="by how much nearer it must come to the turned photo")
 
 
 class BundleConfig(Spec):

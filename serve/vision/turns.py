@@ -6,21 +6,21 @@ turned that way and looked at like any other.
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
 if TYPE_CHECKING:
     from serve.vision.bundle import CropFeatures
-    from serve.vision.crop import Crop
 
+T = TypeVar("T")
 QUARTERS = (1, 2, 3)
 GLANCED = 3  # items that choose the turn; of 256 photos of items in four turns all of them choose 224 right, three 222, two 218
 
 
-def glanced(crops: Sequence["Crop"]) -> Sequence["Crop"]:
-    """Which crops of a photo are turned: its surest items, the whole where none was found."""
-    return (crops[1:] or crops)[:GLANCED]
+def glanced(of_crops: Sequence[T]) -> Sequence[T]:
+    """What belongs to the crops of a photo that are turned: its surest items, the whole where none was found."""
+    return (of_crops[1:] or of_crops)[:GLANCED]
 
 
 def quarter_turned(pixels: np.ndarray, quarters: int) -> np.ndarray:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from serve.index.hash_stage import HashMatch
 from serve.index.manifest import Manifest
 from serve.index.release import Candidate, Filters
-from serve.index.search import EXACT_SCORE, fuse_crops, hash_answer, route, search_crops
+from serve.index.search import EXACT_SCORE, fuse_crops, hash_answer, nearness, route, search_crops
 from tests.index.parts import unit, write_release
 
 
@@ -28,6 +28,14 @@ def test_fuse_crops(found: list[list[tuple[str, int]]], k: int) -> None:
         best[product] = max(best.get(product, -2), score / 10)
     assert [(r.product_id, r.score) for r in results] == sorted(best.items(), key=lambda item: (-item[1], item[0]))[:k]
     assert all((r.product_id, r.score) in [(p, s / 10) for p, s in found[r.query_crop]] for r in results)
+
+
+def test_nearness_asks_all_crops() -> None:
+    near, far, nothing = [candidate("a", 0.9), candidate("b", 0.8)], [candidate("c", 0.5)], list[Candidate]()
+    assert nearness([near]) == pytest.approx(0.9)
+    assert nearness([far, near]) == pytest.approx((0.9 + 0.7) / 2)
+    assert nearness([nothing, near]) == pytest.approx(0.9)
+    assert nearness([nothing]) == nearness([]) == -1
 
 
 def test_hash_answer() -> None:

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from serve.vision.bundle import Bundle, assemble_bundle, bundle_digest
-from serve.vision.crop import BoxError
+from serve.vision.crop import BoxError, Crop, cut, whole
 from serve.vision.spec import BundleConfig, BundleError, DetectorConfig, EncoderConfig, Preprocess, RuntimeConfig
+from serve.vision.turns import quarter_turned
 from tests.vision.conftest import photos
 
 CPU = RuntimeConfig()
@@ -87,6 +88,16 @@ def test_drawn_boxes_take_the_place_of_detection(bundle: Bundle) -> None:
     assert np.array_equal(whole_only.embedding, bundle.analyse([first])[0][0].embedding)
     with pytest.raises(BoxError, match="box 0"):
         bundle.analyse([first], boxes=[[(5, 5, 5, 5)]])
+
+
+def test_turned_crops_are_those_of_the_turned_photo(bundle: Bundle) -> None:
+    image = photos(1)[0]
+    crops = [whole(image.shape[1], image.shape[0]), Crop((10.0, 5.0, 50.0, 35.0), "item", 0.5)]
+    turned = bundle.turned_crops(image, crops)
+    assert [[found.crop for found in of_turn] for of_turn in turned] == [crops] * 3
+    for quarters, of_turn in enumerate(turned, start=1):
+        expected, _ = bundle.encoder.encode([quarter_turned(cut(image, crop), quarters) for crop in crops])
+        assert (np.stack([found.embedding for found in of_turn]) * expected).sum(axis=1) == pytest.approx(1, abs=1e-3)
 
 
 def test_a_second_process_opens_it_without_torch(bundle: Bundle, folder: Path) -> None:
