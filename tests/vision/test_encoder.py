@@ -9,6 +9,7 @@ import torch
 import torchvision
 from safetensors.torch import load_file, save_file
 
+from serve.vision import runtime
 from serve.vision.backbones import CLASSIFIERS, EmbeddingNet, SamePadConv2d
 from serve.vision.encoder import build_encoder, build_module, open_clip_model
 from serve.vision.preprocess import boxes_in_image, network_input
@@ -54,6 +55,18 @@ def test_vectors_equal_torch_and_do_not_depend_on_the_batch(
     again = build_encoder(config, folder, CPU, tmp_path)
     assert "converted" not in caplog.text
     assert np.array_equal(again.encode(crops)[0], vectors)
+
+
+def test_a_network_too_large_for_batches_of_its_own_gives_the_same(
+    encoder_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, folder, crops = named(encoder_weights), encoder_weights.parent, photos(11)
+    by_batch = build_encoder(config, folder, CPU, tmp_path)
+    assert by_batch.network.batches == (8, 4, 2, 1)
+    monkeypatch.setattr(runtime, "MAX_BYTES_BY_BATCH", 0)
+    any_batch = build_encoder(config, folder, CPU, tmp_path)
+    assert any_batch.network.batches == (8,)
+    assert np.abs(by_batch.encode(crops)[0] - any_batch.encode(crops)[0]).max() < 1e-6
 
 
 # A small member of each family, and the width of its features.
