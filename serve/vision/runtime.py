@@ -1,9 +1,9 @@
 """What runs a network: on the CPU OpenVINO or ONNX Runtime, in the precision that the bundle names; torch in bf16 on CUDA.
 
 In float32 and bf16 a torch module is converted once per machine to OpenVINO's format and kept in `cache`: opening it again takes
-0.2 s and never imports torch (measured: 1.0 s against 12.8 s from the start of the process to the first MobileNetV2 vector). In
-int8 the bundle holds the network as an ONNX file (see quantize). A run is cut into runs of CPU_BATCH, and each image's result is
-the same in every batch.
+0.3 s and never imports torch (measured: 1.0 s against 12.8 s from the start of the process to the first MobileNetV2 vector). In
+int8 the bundle holds the network as an ONNX file (see quantize). A run is cut into batches (see fixed_batches), and each image's
+result is the same in every batch.
 
 A Network may be called from several threads; runs are serialised by a lock.
 """
@@ -167,7 +167,8 @@ def fixed_batches(model: openvino.Model, path: Path, most: int) -> tuple[int, ..
     """The batches that a network is compiled for, largest first: `most` and its halves; none where it takes one of any size.
 
     A network for any batch is prepared anew whenever another one comes than the last. Measured, MobileNetV3-small at 176 px on
-    one thread: batches of 5, 3, 7 and 4 in 16.4 instead of 21.6 ms, 8 and 1 in 5.7 instead of 10.0; for 63 instead of 14 MB.
+    one thread: batches of 5, 3, 7 and 4 in 16.4 instead of 21.6 ms, 8 and 1 in 5.7 instead of 10.0; for 63 instead of 14 MB, and
+    0.3 instead of 0.1 s to open it.
     """
     rows, *others = model.input(0).partial_shape
     weights = path.with_suffix(".bin") if path.suffix == ".xml" else path
