@@ -343,6 +343,9 @@ class TrainEncoderConfig(Section):
     embedding_dim: int = Field(128, ge=8)
     tf_same_padding: bool = Field(False, description="stride-2 convolutions pad right and bottom, as TensorFlow does")
     spatial_transformer: bool = Field(False, description="a learned turn, shift and zoom before the backbone (arXiv:1506.02025)")
+    pool_cells: int = Field(
+        1, ge=1, le=7, description="cells a side of the last map that count beside its mean (arXiv:1406.4729); 1 = its mean alone"
+    )
     input_px: tuple[int, ...] = Field((*[96] * 10, 128), min_length=1, description="input side by epoch; the last one stays")
     preprocess: Preprocess = Field(
         Preprocess(size_px=128, resize="pad"), description="of the bundle; figures are measured with it; resize: pad or squash"

@@ -27,13 +27,12 @@ from jobs.raydata.session import start_ray
 from jobs.runs import configure_logging
 from jobs.training.catalog import load_catalog, stage_catalog
 from jobs.training.crops import USER, CropSet, TrainingSet
-from jobs.training.encoder_task import EncoderTask, TextPart, embedded, fit_of, labels_of
+from jobs.training.encoder_task import EncoderTask, TextPart, build_net, embedded, fit_of, labels_of
 from jobs.training.fragment import drop_fragment, log_curve, write_fragment, write_tokenizer
 from jobs.training.generated import load_training, render_split, splits
 from jobs.training.loop import plan_for, train
 from jobs.training.losses import LOSSES
 from jobs.training.texts import train_tokenizer
-from serve.vision.backbones import EmbeddingNet
 from serve.vision.queries import VECTORS
 
 log = logging.getLogger(__name__)
@@ -78,6 +77,7 @@ def run(config: Config) -> TrainEncoderResult:
         "embedding_dim": settings.embedding_dim,
         "tf_same_padding": settings.tf_same_padding,
         "spatial_transformer": settings.spatial_transformer,
+        "pool_cells": settings.pool_cells,
         "labels": labels,
         "preprocess": settings.preprocess.model_dump(),
     }
@@ -110,9 +110,7 @@ def embedded_queries(settings: TrainEncoderConfig, crops: CropSet, weights: dict
     if not users.size:
         return None
     rows = np.random.default_rng(settings.seed).permutation(users)[:MAX_QUERIES]
-    net = EmbeddingNet(
-        settings.arch, settings.embedding_dim, len(labels_of(crops)), settings.tf_same_padding, settings.spatial_transformer
-    )
+    net = build_net(settings, len(labels_of(crops)))
     net.load_state_dict(weights)
     return embedded(net.eval(), crops, rows, settings, torch.device("cpu"))[0]
 

@@ -63,9 +63,7 @@ class EncoderTask:
         self.new_C[self.categories[shown][self.categories[shown] >= 0]] = False
         if config.spare_new_products and config.loss != "cosface":
             raise JobError(f"train_encoder.spare_new_products=true: loss={config.loss!r} cannot; set loss=cosface")
-        net = EmbeddingNet(
-            config.arch, config.embedding_dim, len(self.labels), config.tf_same_padding, config.spatial_transformer
-        )
+        net = build_net(config, len(self.labels))
         assert net.projection is not None
         nn.init.orthogonal_(net.projection.weight)  # random directions keep the angles between features, roughly
         loss = build_loss(config.loss, len(products), net.dim)
@@ -251,6 +249,16 @@ def labels_of(crops: CropSet) -> tuple[str, ...]:
     return tuple(sorted({product.category for product in crops.products if product.category}))
 
 
+def build_net(config: TrainEncoderConfig, num_labels: int) -> EmbeddingNet:
+    """The network of the settings, its weights random. Raises JobError."""
+    try:
+        return EmbeddingNet(
+            config.arch, config.embedding_dim, num_labels, config.tf_same_padding, config.spatial_transformer, config.pool_cells
+        )
+    except BundleError as error:
+        raise JobError(f"train_encoder.{error}") from error
+
+
 def build_sampler(config: TrainEncoderConfig, crops: CropSet) -> ProductSampler | PhotoSampler:
     """The sampler of the settings. Raises JobError where the set is too small for a batch."""
     try:
@@ -273,12 +281,21 @@ def start_from(net: EmbeddingNet, path: Path, config: TrainEncoderConfig) -> boo
         trained = any(key.startswith("backbone.") for key in tensors)
         tensors = tensors if trained else embedding_keys(tensors, plain, path)
         own = net.state_dict()
+        if config.pool_cells > 1 and "projection.weight" in tensors:
+            tensors["projection.weight"] = beside_nothing(tensors["projection.weight"], own["projection.weight"])
         fits = {key: tensor for key, tensor in tensors.items() if key in own and tensor.shape == own[key].shape}
         kept = {key: tensor for key, tensor in own.items() if not key.startswith("backbone.") and key not in fits}
         load_exactly(net, {key: t for key, t in tensors.items() if key.startswith("backbone.")} | kept | fits, path, config.arch)
     except BundleError as error:
         raise JobError(f"train_encoder.start: {error}; set train_encoder.arch to what it was trained with") from error
     return "projection.weight" in fits
+
+
+def beside_nothing(start_DF: Tensor, own_DF: Tensor) -> Tensor:
+    """A projection of a map's mean as one of mean and cells: nothing is read of the cells, so that its vectors stay the same."""
+    if len(start_DF) != len(own_DF) or start_DF.shape[1] > own_DF.shape[1]:
+        return start_DF
+    return functional.pad(start_DF, (0, own_DF.shape[1] - start_DF.shape[1]))
 
 
 @torch.no_grad()
@@ -291,7 +308,7 @@ def features_of(net: EmbeddingNet, crops: CropSet, config: TrainEncoderConfig) -
     for rows in np.array_split(first, -(-len(first) // EVALUATE_BATCH)):
         tiles_N3TT, boxes_N4 = tensors(crops, rows, torch.device("cpu"))
         images = framed(tiles_N3TT, padded(boxes_N4), config.preprocess.size_px, fit_of(config.preprocess))
-        features.append(functional.normalize(net.backbone(normalized(images, config.preprocess)).float()))
+        features.append(functional.normalize(net.features(normalized(images, config.preprocess)).float()))
     net.train()
     return first, torch.cat(features)
 

@@ -27,6 +27,7 @@ CLASSIFIERS = {
     "vit": "heads",
     "swin": "head",
 }
+MAPPED = ("mobilenet", "efficientnet")  # families whose features are the mean of `backbone.features`
 
 
 def classifier_of(arch: str) -> str:
@@ -45,6 +46,7 @@ class EmbeddingNet(nn.Module):
     `num_labels`: C of the head; 0 = no head.
     `tf_same_padding`: stride-2 convolutions pad as TensorFlow does (see `SamePadConv2d`).
     `spatial_transformer`: a SpatialTransformer before the backbone.
+    `pool_cells`: cells a side of the last map that count beside its mean (see `pyramid`); F grows by 1 + their number.
     Keys of the state dict: backbone.*, projection.weight, head.weight, head.bias, transformer.*.
     """
 
@@ -55,10 +57,16 @@ class EmbeddingNet(nn.Module):
         num_labels: int,
         tf_same_padding: bool = False,
         spatial_transformer: bool = False,
+        pool_cells: int = 1,
     ) -> None:
         super().__init__()
         self.transformer = SpatialTransformer() if spatial_transformer else None
         self.backbone, num_features = headless(arch)
+        self.pool_cells = pool_cells
+        if pool_cells > 1:
+            if not arch.startswith(MAPPED):
+                raise BundleError(f"arch {arch!r} with pool_cells={pool_cells}: allowed: {', '.join(MAPPED)} models; or set 1")
+            num_features *= 1 + pool_cells**2
         if tf_same_padding:
             pad_as_tensorflow(self.backbone)
         self.dim = embedding_dim or num_features
@@ -69,10 +77,29 @@ class EmbeddingNet(nn.Module):
         """(N, 3, S, S) preprocessed images -> (N, D) unit embeddings and (N, C) logits or None."""
         if self.transformer is not None:
             images = self.transformer(images)
-        features = self.backbone(images)
+        features = self.features(images)
         if self.projection is not None:
             features = self.projection(features)
         return functional.normalize(features.float()), None if self.head is None else self.head(features)
+
+    def features(self, images: torch.Tensor) -> torch.Tensor:
+        """(N, 3, S, S) -> (N, F) what the projection is given."""
+        if self.pool_cells == 1:
+            pooled: torch.Tensor = self.backbone(images)
+            return pooled
+        return pyramid(self.backbone.get_submodule("features")(images), self.pool_cells)
+
+
+def pyramid(map_NFHW: torch.Tensor, cells: int) -> torch.Tensor:
+    """(N, F * (1 + cells^2)): the mean of a map, and how the mean of each of its `cells` x `cells` parts differs from it.
+
+    The mean alone forgets where on an item something is (spatial pyramid pooling, arXiv:1406.4729). Differences, so that a
+    projection of the mean goes on as it is with zeros for the cells. Parts are those of adaptive average pooling.
+    """
+    mean_NF = map_NFHW.mean((2, 3))
+    rows, columns = ([(i * side // cells, -(-(i + 1) * side // cells)) for i in range(cells)] for side in map_NFHW.shape[2:])
+    parts = [map_NFHW[:, :, top:bottom, left:right].mean((2, 3)) - mean_NF for top, bottom in rows for left, right in columns]
+    return torch.cat([mean_NF, *parts], 1)
 
 
 class SpatialTransformer(nn.Module):

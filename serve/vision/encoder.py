@@ -101,8 +101,9 @@ def build_module(config: EncoderConfig, folder: Path) -> "torch.nn.Module":
         tensors = {key: tensor for key, tensor in tensors.items() if key.startswith("visual.")}
     else:
         network = EmbeddingNet(
-            config.arch, config.embedding_dim, len(config.labels), config.tf_same_padding, config.spatial_transformer
-        )
+            config.arch, config.embedding_dim, len(config.labels), config.tf_same_padding, config.spatial_transformer,
+            config.pool_cells,
+        )  # fmt: skip
         tensors = embedding_keys(tensors, config, path)
     load_exactly(network, tensors, path, config.arch)
     return Inference(network)
@@ -117,10 +118,10 @@ def embedding_keys(tensors: "dict[str, torch.Tensor]", config: EncoderConfig, pa
     classifier = classifier_of(config.arch) + "."
     if not any(key.startswith(classifier) for key in tensors):
         raise BundleError(f"{path}: not the weights of {config.arch}: neither backbone.* keys nor its classifier {classifier}*")
-    if config.labels or config.embedding_dim or config.spatial_transformer:
+    if config.labels or config.embedding_dim or config.spatial_transformer or config.pool_cells > 1:
         raise BundleError(
             f"{path}: weights of a plain {config.arch}; they have no projection, head or spatial transformer: "
-            "drop embedding_dim, labels and spatial_transformer"
+            "drop embedding_dim, labels, spatial_transformer and pool_cells"
         )
     return {f"backbone.{key}": tensor for key, tensor in tensors.items() if not key.startswith(classifier)}
 

@@ -148,6 +148,7 @@ class EncoderConfig(Spec):
     embedding_dim: int | None = Field(None, ge=8, description="of the projection; none = the penultimate layer as it is")
     tf_same_padding: bool = Field(False, description="stride-2 convolutions pad right and bottom, as TensorFlow does")
     spatial_transformer: bool = Field(False, description="a learned turn, shift and zoom before the backbone")
+    pool_cells: int = Field(1, ge=1, le=7, description="cells a side of the last map that count beside its mean; 1 = it alone")
     labels: tuple[str, ...] = Field((), description="categories of the head, in output order; () = no head")
     matryoshka_dims: tuple[int, ...] = Field(
         (), description="shorter widths that its vectors were trained for (arXiv:2205.13147)"

@@ -176,6 +176,21 @@ def test_training_goes_on_from_its_own_weights_and_from_a_plain_backbone(
     assert not torch.equal(features[-1][0].weight, plain.features[-1][0].weight)
 
 
+def test_cells_begin_without_a_say_and_learn(tiny_split: Split, tiny_photos: Path, tmp_path: Path) -> None:
+    first = encoder_task(tiny_split, tiny_photos)
+    save_file(net_of(first), tmp_path / "own.safetensors")
+    task = encoder_task(tiny_split, tiny_photos, start=tmp_path / "own.safetensors", pool_cells=2)
+    for each in (first, task):
+        each.network.eval()
+    torch.testing.assert_close(task.embed(task.crops, CPU)[0], first.embed(first.crops, CPU)[0])
+    task.network.train()
+    values_of_steps(task, 2, 1e-3)
+    width = first.network["net"].projection.in_features
+    assert task.network["net"].projection.weight[:, width:].abs().max() > 0
+    with pytest.raises(JobError, match=r"train_encoder\.arch 'vit_b_32' with pool_cells=2"):
+        encoder_task(tiny_split, tiny_photos, arch="vit_b_32", pool_cells=2)
+
+
 def test_the_projection_of_a_plain_backbone_keeps_the_angles_between_the_photos_features(
     tiny_split: Split, tiny_photos: Path, tmp_path: Path
 ) -> None:

@@ -10,12 +10,12 @@ import torchvision
 from safetensors.torch import load_file, save_file
 
 from serve.vision import runtime
-from serve.vision.backbones import CLASSIFIERS, EmbeddingNet, SamePadConv2d
+from serve.vision.backbones import CLASSIFIERS, EmbeddingNet, SamePadConv2d, pyramid
 from serve.vision.encoder import build_encoder, build_module, open_clip_model
 from serve.vision.preprocess import boxes_in_image, network_input
 from serve.vision.runtime import DeviceError
 from serve.vision.spec import BundleError, EncoderConfig, Preprocess, RuntimeConfig
-from tests.vision.conftest import ENCODER, photos
+from tests.vision.conftest import ENCODER, photos, settle_norms
 
 CPU = RuntimeConfig()
 
@@ -105,6 +105,31 @@ def test_a_whole_torchvision_network_gives_its_penultimate_layer(tmp_path: Path)
         assert torch.allclose(embeddings, torch.nn.functional.normalize(network(inputs)), atol=1e-6)
     with pytest.raises(BundleError, match="no projection, head or spatial transformer"):
         build_module(config.model_copy(update={"embedding_dim": 64}), tmp_path)
+
+
+def test_cells_tell_where_on_an_item_something_is(tmp_path: Path) -> None:
+    """Cells of adaptive pooling beside the mean, in the network as it is served; a map of 7 has overlapping thirds."""
+    torch.manual_seed(8)
+    map_NFHW = torch.rand(2, 5, 7, 4)
+    mean, cells = pyramid(map_NFHW, 3).split([5, 45], dim=1)
+    torch.testing.assert_close(mean, map_NFHW.mean((2, 3)))
+    pooled = torch.nn.functional.adaptive_avg_pool2d(map_NFHW, 3) - mean[:, :, None, None]
+    torch.testing.assert_close(cells.view(2, 9, 5), pooled.flatten(2).transpose(1, 2))
+
+    config = ENCODER.model_copy(update={"pool_cells": 3, "weights": "cells.safetensors", "preprocess": Preprocess(size_px=160)})
+    net = EmbeddingNet("mobilenet_v3_small", 16, 3, pool_cells=3)
+    settle_norms(net, lambda: net(torch.from_numpy(network_input(photos(32), config.preprocess))))
+    save_file(net.state_dict(), tmp_path / "cells.safetensors")
+    crops = photos(5)
+    vectors, _ = build_encoder(config, tmp_path, CPU, tmp_path).encode(crops)
+    with torch.inference_mode():
+        expected = net(torch.from_numpy(network_input(crops, config.preprocess)))[0].numpy()
+    assert np.abs(vectors - expected).max() < 1e-5
+
+    with pytest.raises(
+        BundleError, match=r"arch 'vit_b_32' with pool_cells=2: allowed: mobilenet, efficientnet models; or set 1"
+    ):
+        EmbeddingNet("vit_b_32", 16, 0, pool_cells=2)
 
 
 def test_stride_2_convolutions_pad_as_tensorflow() -> None:
