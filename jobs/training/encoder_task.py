@@ -282,7 +282,7 @@ def start_from(net: EmbeddingNet, path: Path, config: TrainEncoderConfig) -> boo
         tensors = tensors if trained else embedding_keys(tensors, plain, path)
         own = net.state_dict()
         if config.pool_cells > 1 and "projection.weight" in tensors:
-            tensors["projection.weight"] = beside_nothing(tensors["projection.weight"], own["projection.weight"])
+            tensors["projection.weight"] = with_cells(tensors["projection.weight"], own["projection.weight"], config.pool_cells)
         fits = {key: tensor for key, tensor in tensors.items() if key in own and tensor.shape == own[key].shape}
         kept = {key: tensor for key, tensor in own.items() if not key.startswith("backbone.") and key not in fits}
         load_exactly(net, {key: t for key, t in tensors.items() if key.startswith("backbone.")} | kept | fits, path, config.arch)
@@ -291,11 +291,15 @@ def start_from(net: EmbeddingNet, path: Path, config: TrainEncoderConfig) -> boo
     return "projection.weight" in fits
 
 
-def beside_nothing(start_DF: Tensor, own_DF: Tensor) -> Tensor:
-    """A projection of a map's mean as one of mean and cells: nothing is read of the cells, so that its vectors stay the same."""
-    if len(start_DF) != len(own_DF) or start_DF.shape[1] > own_DF.shape[1]:
+def with_cells(start_DF: Tensor, own_DF: Tensor, cells: int) -> Tensor:
+    """A projection of a map's mean as one of mean and cells: nothing is read of the cells, so that its vectors stay the same.
+
+    Another projection, one with cells of its own too, is left as it is.
+    """
+    num_features = own_DF.shape[1] // (1 + cells**2)
+    if start_DF.shape != (len(own_DF), num_features):
         return start_DF
-    return functional.pad(start_DF, (0, own_DF.shape[1] - start_DF.shape[1]))
+    return functional.pad(start_DF, (0, own_DF.shape[1] - num_features))
 
 
 @torch.no_grad()

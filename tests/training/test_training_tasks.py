@@ -187,6 +187,10 @@ def test_cells_begin_without_a_say_and_learn(tiny_split: Split, tiny_photos: Pat
     values_of_steps(task, 2, 1e-3)
     width = first.network["net"].projection.in_features
     assert task.network["net"].projection.weight[:, width:].abs().max() > 0
+    save_file(net_of(task), tmp_path / "halves.safetensors")
+    thirds = encoder_task(tiny_split, tiny_photos, start=tmp_path / "halves.safetensors", pool_cells=3)
+    fresh = thirds.network["net"].projection.weight[:, :width]  # other cells: a projection of its own
+    assert not torch.equal(fresh, task.network["net"].projection.weight[:, :width])
     with pytest.raises(JobError, match=r"train_encoder\.arch 'vit_b_32' with pool_cells=2"):
         encoder_task(tiny_split, tiny_photos, arch="vit_b_32", pool_cells=2)
 
