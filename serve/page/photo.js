@@ -9,7 +9,7 @@ const STEP_FRAC = 0.02;    // of one press of an arrow key
 
 const [stage, photo, boxes, drawn] = ["stage", "photo", "boxes", "drawn"].map(by);
 
-// {canvas, jpeg} of a file or of a frame of a video.
+// {canvas, jpeg} of a file or of a frame of a video. The canvas shows the jpeg, so that a search on the device sees what a server would.
 export async function prepare(source) {
   const bitmap = await createImageBitmap(source, { imageOrientation: "from-image" });
   const scale = Math.min(1, SEND_SIDE_PX / Math.max(bitmap.width, bitmap.height));
@@ -22,7 +22,11 @@ export async function prepare(source) {
   context.fillRect(0, 0, canvas.width, canvas.height);
   context.drawImage(bitmap, 0, 0, canvas.width, canvas.height);
   bitmap.close();
-  return { canvas, jpeg: await new Promise((resolve) => canvas.toBlob(resolve, "image/jpeg", 0.92)) };
+  const jpeg = await new Promise((resolve) => canvas.toBlob(resolve, "image/jpeg", 0.92));
+  const sent = await createImageBitmap(jpeg);
+  context.drawImage(sent, 0, 0);
+  sent.close();
+  return { canvas, jpeg };
 }
 
 let searchable = false;  // whether a part may be marked: not in a picture of the catalog
