@@ -46,7 +46,7 @@ class EmbeddingNet(nn.Module):
     `num_labels`: C of the head; 0 = no head.
     `tf_same_padding`: stride-2 convolutions pad as TensorFlow does (see `SamePadConv2d`).
     `spatial_transformer`: a SpatialTransformer before the backbone.
-    `pool_cells`: cells a side of the last map that count beside its mean (see `pyramid`); F grows by 1 + their number.
+    `pool_cells`: cells a side of the last map that count beside its mean (see `pyramid`): F is 1 + cells^2 times as wide.
     Keys of the state dict: backbone.*, projection.weight, head.weight, head.bias, transformer.*.
     """
 
